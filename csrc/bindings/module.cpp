@@ -1,0 +1,10 @@
+// neuroscope_fast._core: see _core.pyi for the Python face.
+#include <pybind11/pybind11.h>
+
+#include "bindings/register.hpp"
+
+PYBIND11_MODULE(_core, module) {
+    module.doc() = "The native engine of neuroscope-fast.";
+    nsf::register_session(module);
+    nsf::register_functions(module);
+}

@@ -1,0 +1,231 @@
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <unordered_map>
+
+#include "bindings/register.hpp"
+#include "bindings/session.hpp"
+#include "core/error.hpp"
+
+namespace nsf {
+namespace {
+
+using Released = py::call_guard<py::gil_scoped_release>;
+
+template <typename Value>
+Value choose(const std::string& what, const std::string& given,
+             const std::vector<std::pair<const char*, Value>>& choices) {
+    std::string names;
+    for (const auto& [name, value] : choices) {
+        if (given == name) return value;
+        names += std::string(names.empty() ? "" : ", ") + name;
+    }
+    throw std::invalid_argument(what + " must be one of " + names + ", not '" + given + "'");
+}
+
+DType parse_dtype(const std::string& text) {
+    const std::optional<DType> dtype = dtype_from_name(text);
+    if (!dtype) throw std::invalid_argument("unknown dtype '" + text + "'");
+    return *dtype;
+}
+
+PositionSpec parse_positions(const py::object& positions) {
+    PositionSpec spec;
+    if (py::isinstance<py::str>(positions)) {
+        spec.kind = choose<PositionSpec::Kind>(
+            "positions", positions.cast<std::string>(),
+            {{"all", PositionSpec::Kind::all}, {"last", PositionSpec::Kind::last}});
+    } else if (py::isinstance<py::slice>(positions)) {
+        spec.kind = PositionSpec::Kind::slice;
+        spec.start = positions.attr("start").cast<std::optional<std::int64_t>>();
+        spec.stop = positions.attr("stop").cast<std::optional<std::int64_t>>();
+        spec.step = positions.attr("step").cast<std::optional<std::int64_t>>().value_or(1);
+        if (spec.step == 0) throw std::invalid_argument("the step of a slice of positions cannot be 0");
+    } else {
+        spec.kind = PositionSpec::Kind::list;
+        spec.list = positions.cast<std::vector<std::int64_t>>();
+    }
+    return spec;
+}
+
+TapRule make_rule(const Session& session, std::uint32_t stream, const std::optional<std::string>& dtype,
+                  const py::object& positions, const std::string& phase, std::uint32_t every) {
+    if (stream >= session.engine.streams().size()) throw std::invalid_argument("no such stream");
+    if (every == 0) throw std::invalid_argument("every must be at least 1");
+    TapRule rule;
+    rule.stream = stream;
+    if (dtype) rule.dtype = parse_dtype(*dtype);
+    rule.positions = parse_positions(positions);
+    rule.phase = choose<TapRule::Phase>("phase", phase,
+                                        {{"both", TapRule::Phase::both},
+                                         {"prefill", TapRule::Phase::prefill},
+                                         {"decode", TapRule::Phase::decode}});
+    rule.every = every;
+    return rule;
+}
+
+std::shared_ptr<Session> make_session(const std::vector<std::pair<std::string, bool>>& streams,
+                                      std::size_t taps, const std::optional<std::string>& folder,
+                                      std::size_t ring_bytes, std::size_t block_bytes,
+                                      std::uint64_t shard_bytes, const std::string& overflow, bool direct_io,
+                                      bool e4m3_saturates, bool e5m2_saturates,
+                                      const std::string& tensor_access) {
+    EngineOptions options;
+    options.folder = folder.value_or("");
+    if (folder && folder->empty()) throw std::invalid_argument("the folder of a capture has no name");
+    options.ring_bytes = ring_bytes;
+    options.block_bytes = block_bytes;
+    options.shard_bytes = shard_bytes;
+    options.direct_io = direct_io;
+    options.overflow =
+        choose<Overflow>("overflow", overflow,
+                         {{"block", Overflow::block}, {"drop", Overflow::drop}, {"fail", Overflow::fail}});
+    options.cast_rules = CastRules{e4m3_saturates, e5m2_saturates};
+    const auto method = choose<TensorAccessMethod>("tensor_access", tensor_access,
+                                                   {{"automatic", TensorAccessMethod::automatic},
+                                                    {"dlpack", TensorAccessMethod::dlpack},
+                                                    {"attributes", TensorAccessMethod::attributes}});
+    std::vector<Stream> named;
+    for (const auto& [hook_id, is_input] : streams) named.push_back({hook_id, is_input});
+    return std::make_shared<Session>(std::move(options), std::move(named), taps, method);
+}
+
+StepFacts make_facts(bool decode, std::int64_t offset, std::int64_t batch, std::int64_t length,
+                     const py::bytes& mask) {
+    StepFacts facts{decode, offset, batch, length, {}};
+    const auto bytes = static_cast<std::string_view>(mask);
+    if (!bytes.empty() && bytes.size() != static_cast<std::size_t>(batch * length)) {
+        throw std::invalid_argument("the mask must have batch * length bytes");
+    }
+    facts.mask.assign(bytes.begin(), bytes.end());
+    return facts;
+}
+
+py::tuple shape_tuple(const Shape& shape) {
+    py::tuple tuple(shape.size());
+    for (std::size_t i = 0; i < shape.size(); ++i) tuple[i] = shape[i];
+    return tuple;
+}
+
+py::list records(const Session& session) {
+    std::vector<Record> all;
+    {
+        const py::gil_scoped_release released;
+        all = session.engine.records();
+        std::sort(all.begin(), all.end(), [](const Record& a, const Record& b) {
+            return a.sequence != b.sequence ? a.sequence < b.sequence : a.is_scale < b.is_scale;
+        });
+    }
+    // Shapes, notes and dtype names recur: one Python object each.
+    std::unordered_map<const Shape*, py::tuple> shapes;
+    std::unordered_map<const std::string*, py::object> notes;
+    notes.emplace(nullptr, py::none());
+    std::vector<py::str> names;
+    for (std::size_t i = 0; i < dtype_count; ++i)
+        names.emplace_back(std::string(name(static_cast<DType>(i))));
+    py::list list(all.size());
+    for (std::size_t i = 0; i < all.size(); ++i) {
+        const Record& r = all[i];
+        const auto shape = shapes.try_emplace(r.shape, py::tuple()).first;
+        if (shape->second.size() != r.shape->size()) shape->second = shape_tuple(*r.shape);
+        auto note = notes.find(r.note);
+        if (note == notes.end()) note = notes.emplace(r.note, py::str(*r.note)).first;
+        list[i] = py::make_tuple(r.stream, r.prompt, r.step, r.call, r.is_scale, shape->second,
+                                 names[static_cast<std::size_t>(r.dtype)],
+                                 names[static_cast<std::size_t>(r.source)], note->second, r.shard, r.offset,
+                                 r.bytes, r.crc);
+    }
+    return list;
+}
+
+py::list dropped(const Session& session) {
+    std::vector<DroppedRecord> all;
+    {
+        const py::gil_scoped_release released;
+        all = session.engine.dropped();
+    }
+    py::list list;
+    for (const DroppedRecord& d : all) list.append(py::make_tuple(d.stream, d.prompt, d.step, d.call));
+    return list;
+}
+
+py::dict stats(const Session& session) {
+    Stats s;
+    {
+        const py::gil_scoped_release released;
+        s = session.engine.stats();
+    }
+    using namespace py::literals;
+    return py::dict("records"_a = s.records, "bytes_in"_a = s.bytes_in, "bytes_written"_a = s.bytes_written,
+                    "stalls"_a = s.stalls, "stall_seconds"_a = s.stall_seconds, "drops"_a = s.drops,
+                    "peak_ring_bytes"_a = s.peak_ring_bytes, "ring_bytes"_a = s.ring_bytes,
+                    "tap_calls"_a = s.tap_calls, "tap_seconds"_a = s.tap_seconds,
+                    "steps"_a = session.clock.steps());
+}
+
+}  // namespace
+
+void register_session(py::module_& module) {
+    using namespace py::literals;
+    py::register_exception_translator([](std::exception_ptr pointer) {
+        try {
+            if (pointer) std::rethrow_exception(pointer);
+        } catch (const EngineError& error) {
+            PyErr_SetString(capture_error(), error.what());
+        }
+    });
+
+    py::class_<Slab, std::shared_ptr<Slab>>(module, "Slab", py::buffer_protocol(),
+                                            "Memory that holds whole records of a memory capture.")
+        .def_buffer([](Slab& slab) {
+            return py::buffer_info(reinterpret_cast<std::uint8_t*>(slab.data),
+                                   static_cast<py::ssize_t>(slab.size));
+        });
+
+    py::class_<Session, std::shared_ptr<Session>>(module, "Session", "One capture: the engine and its taps.")
+        .def(py::init(&make_session), "streams"_a, "taps"_a, py::kw_only(), "folder"_a, "ring_bytes"_a,
+             "block_bytes"_a, "shard_bytes"_a, "overflow"_a, "direct_io"_a, "e4m3_saturates"_a,
+             "e5m2_saturates"_a, "tensor_access"_a)
+        .def(
+            "tap",
+            [](const std::shared_ptr<Session>& session, std::size_t index, bool is_input, bool in_encoder,
+               const std::string& field, const std::string& description, const py::list& rules) {
+                Tap tap{session, index, is_input, in_encoder, field, description, {}};
+                for (const py::handle rule : rules) {
+                    const auto parts = rule.cast<py::tuple>();
+                    tap.rules.push_back(make_rule(
+                        *session, parts[0].cast<std::uint32_t>(), parts[1].cast<std::optional<std::string>>(),
+                        parts[2], parts[3].cast<std::string>(), parts[4].cast<std::uint32_t>()));
+                }
+                return make_tap(std::move(tap));
+            },
+            "index"_a, "is_input"_a, "in_encoder"_a, "field"_a, "description"_a, "rules"_a)
+        .def(
+            "begin_step",
+            [](Session& session, bool decode, std::int64_t offset, std::int64_t batch, std::int64_t length,
+               const py::bytes& mask) {
+                return session.clock.begin(make_facts(decode, offset, batch, length, mask));
+            },
+            py::kw_only(), "decode"_a, "offset"_a, "batch"_a, "length"_a, "mask"_a)
+        .def(
+            "begin_encoder",
+            [](Session& session, std::int64_t batch, std::int64_t length, const py::bytes& mask) {
+                session.clock.begin_encoder(make_facts(false, 0, batch, length, mask));
+            },
+            py::kw_only(), "batch"_a, "length"_a, "mask"_a)
+        .def("end_step", [](Session& session) { session.clock.end(); })
+        .def("next_prompt", [](Session& session) { session.clock.next_prompt(); })
+        .def_property_readonly("prompt", [](const Session& session) { return session.clock.prompt(); })
+        .def_property_readonly("uses_dlpack",
+                               [](const Session& session) { return session.access.uses_dlpack(); })
+        .def(
+            "close", [](Session& session) { session.engine.close(); }, Released())
+        .def("records", &records)
+        .def("dropped", &dropped)
+        .def("stats", &stats)
+        .def("slab",
+             [](const Session& session, std::uint32_t number) { return session.engine.slab(number); });
+}
+
+}  // namespace nsf

@@ -1,0 +1,160 @@
+// The hot path: what happens when a hooked module runs. A plain C function with the vectorcall convention,
+// since pybind11's dispatcher alone would cost as much as the whole of it.
+#include <chrono>
+#include <exception>
+#include <new>
+#include <stdexcept>
+#include <utility>
+
+#include "bindings/session.hpp"
+#include "core/error.hpp"
+
+namespace nsf {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr const char* capsule_name = "neuroscope_fast.tap";
+
+class ReleasedGil {
+  public:
+    ReleasedGil() : state_(PyEval_SaveThread()) {}
+    ~ReleasedGil() { PyEval_RestoreThread(state_); }
+    ReleasedGil(const ReleasedGil&) = delete;
+    ReleasedGil& operator=(const ReleasedGil&) = delete;
+
+  private:
+    PyThreadState* state_;
+};
+
+std::string type_name(PyObject* value) { return Py_TYPE(value)->tp_name; }
+
+// The activation among a module's inputs: the first positional tensor, else `hidden_states`, else the first
+// by keyword.
+PyObject* input_tensor(const TensorAccess& access, PyObject* args, PyObject* kwargs) {
+    if (PyObject* found = access.first_tensor(args)) return found;
+    if (kwargs == nullptr) return nullptr;
+    PyObject* named = PyDict_GetItemString(kwargs, "hidden_states");
+    if (named != nullptr && access.is_tensor(named)) return named;
+    return access.first_tensor(kwargs);
+}
+
+// A named field of a ModelOutput, dict or object. With return_dict=False the fields come as a tuple without
+// names: then the first tensor that is not a scalar (the loss is one) is meant.
+py::object field_tensor(const TensorAccess& access, PyObject* output, const std::string& field) {
+    if (PyTuple_Check(output)) {
+        for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(output); ++i) {
+            PyObject* item = PyTuple_GET_ITEM(output, i);
+            if (access.is_tensor(item) && py::handle(item).attr("dim")().cast<int>() > 0) {
+                return py::reinterpret_borrow<py::object>(item);
+            }
+        }
+        return py::none();
+    }
+    if (PyDict_Check(output)) {
+        PyObject* item = PyDict_GetItemString(output, field.c_str());
+        return item == nullptr ? py::none() : py::reinterpret_borrow<py::object>(item);
+    }
+    return py::getattr(output, field.c_str(), py::none());
+}
+
+py::object find_activation(const Tap& tap, PyObject* const* arguments, Py_ssize_t count) {
+    const TensorAccess& access = tap.session->access;
+    if (tap.is_input) {
+        PyObject* kwargs = count > 2 && PyDict_Check(arguments[2]) ? arguments[2] : nullptr;
+        PyObject* found = input_tensor(access, arguments[1], kwargs);
+        if (found != nullptr) return py::reinterpret_borrow<py::object>(found);
+        throw EngineError(tap.description + ": the module was called without a tensor among its inputs");
+    }
+    PyObject* output = arguments[count - 1];
+    if (!tap.field.empty()) {
+        py::object found = field_tensor(access, output, tap.field);
+        if (access.is_tensor(found.ptr())) return found;
+        throw EngineError(tap.description + ": the output (" + type_name(output) +
+                          ") has no tensor called '" + tap.field + "'");
+    }
+    PyObject* found = access.first_tensor(output);
+    if (found != nullptr) return py::reinterpret_borrow<py::object>(found);
+    throw EngineError(tap.description + ": there is no tensor in the module's output, which is a " +
+                      type_name(output));
+}
+
+void store(Tap& tap, const Step& step, const TensorView& view) {
+    Engine& engine = tap.session->engine;
+    const StepFacts& facts = tap.in_encoder ? step.encoder_facts : step.facts;
+    for (const TapRule& rule : tap.rules) {
+        if (!rule.wants(step)) continue;
+        const Kept kept = keep_positions(rule.positions, facts, view);
+        if (kept.nothing) continue;
+        const Origin origin{rule.stream, step.prompt, step.number, step.calls[tap.index] - 1};
+        engine.submit(origin, kept, rule.dtype && is_floating(view.dtype) ? *rule.dtype : view.dtype);
+    }
+}
+
+void run_tap(Tap& tap, PyObject* const* arguments, Py_ssize_t count) {
+    const auto start = Clock::now();
+    Step& step = tap.session->clock.fire(tap.index);
+    bool wanted = false;
+    for (const TapRule& rule : tap.rules) wanted = wanted || rule.wants(step);
+    if (!wanted) return;
+    const py::object activation = find_activation(tap, arguments, count);
+    py::object owner;
+    std::uint64_t bytes = 0;
+    try {
+        const TensorView view = tap.session->access.view(activation.ptr(), owner);
+        bytes = view.elements() * item_size(view.dtype);
+        const ReleasedGil released;
+        store(tap, step, view);
+    } catch (const std::invalid_argument& error) {
+        throw EngineError(tap.description + ": the tensor (" + type_name(activation.ptr()) +
+                          ") cannot be captured: " + error.what());
+    }
+    tap.session->engine.count_tap(Clock::now() - start, bytes);
+}
+
+PyObject* call_tap(PyObject* self, PyObject* const* arguments, Py_ssize_t count) {
+    auto* tap = static_cast<Tap*>(PyCapsule_GetPointer(self, capsule_name));
+    if (tap == nullptr) return nullptr;
+    if (count < 2 || count > 4) {
+        PyErr_SetString(PyExc_TypeError, "a tap is called by torch with (module, inputs, output)");
+        return nullptr;
+    }
+    try {
+        run_tap(*tap, arguments, count);
+        Py_RETURN_NONE;
+    } catch (py::error_already_set& error) {
+        error.restore();
+    } catch (const EngineError& error) {
+        PyErr_SetString(capture_error(), error.what());
+    } catch (const std::bad_alloc&) {
+        PyErr_NoMemory();
+    } catch (const std::exception& error) {
+        PyErr_SetString(PyExc_RuntimeError, error.what());
+    }
+    return nullptr;
+}
+
+PyMethodDef tap_method = {
+    "tap", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(call_tap)), METH_FASTCALL,
+    "A native tap of neuroscope-fast: stores the module's activation and returns None."};
+
+}  // namespace
+
+py::object make_tap(Tap tap) {
+    auto owned = std::make_unique<Tap>(std::move(tap));
+    const py::capsule self(owned.get(), capsule_name,
+                           [](void* pointer) { delete static_cast<Tap*>(pointer); });
+    static_cast<void>(owned.release());
+    PyObject* function = PyCFunction_New(&tap_method, self.ptr());
+    if (function == nullptr) throw py::error_already_set();
+    return py::reinterpret_steal<py::object>(function);
+}
+
+PyObject* capture_error() {
+    // Never released: taps may raise until the interpreter is gone.
+    static PyObject* const type =
+        py::object(py::module_::import("neuroscope_fast.errors").attr("CaptureError")).release().ptr();
+    return type;
+}
+
+}  // namespace nsf

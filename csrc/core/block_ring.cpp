@@ -1,0 +1,62 @@
+#include "core/block_ring.hpp"
+
+#include <sys/mman.h>
+
+#include <new>
+#include <stdexcept>
+#include <string>
+
+namespace nsf {
+namespace {
+
+std::size_t count_blocks(std::size_t ring_bytes, std::size_t block_bytes) {
+    if (block_bytes == 0 || block_bytes % alignment != 0) {
+        throw std::invalid_argument("the block size must be a multiple of " + std::to_string(alignment) +
+                                    " bytes, not " + std::to_string(block_bytes));
+    }
+    if (ring_bytes < block_bytes) {
+        throw std::invalid_argument("the ring (" + std::to_string(ring_bytes) +
+                                    " bytes) must hold at least one block (" + std::to_string(block_bytes) +
+                                    " bytes): raise the ring size or lower the block size");
+    }
+    return ring_bytes / block_bytes;
+}
+
+constexpr std::uint32_t stop_index = 0xFFFFFFFFU;
+
+}  // namespace
+
+BlockRing::BlockRing(std::size_t ring_bytes, std::size_t block_bytes)
+    : block_bytes_(block_bytes),
+      arena_bytes_(count_blocks(ring_bytes, block_bytes) * block_bytes),
+      blocks_(arena_bytes_ / block_bytes),
+      free_(blocks_.size()),
+      full_(blocks_.size() + 1) {
+    // Anonymous memory costs nothing until a block is first used: a small capture touches a few blocks only.
+    void* memory = mmap(nullptr, arena_bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) throw std::bad_alloc();
+    arena_ = static_cast<std::byte*>(memory);
+    for (std::size_t i = 0; i < blocks_.size(); ++i) {
+        blocks_[i].data = arena_ + i * block_bytes_;
+        free_.push(static_cast<std::uint32_t>(i));
+    }
+}
+
+BlockRing::~BlockRing() { munmap(arena_, arena_bytes_); }
+
+void BlockRing::submit(Block& block) { full_.push(static_cast<std::uint32_t>(&block - blocks_.data())); }
+
+void BlockRing::stop() { full_.push(stop_index); }
+
+Block* BlockRing::next() {
+    const std::uint32_t index = full_.pop();
+    return index == stop_index ? nullptr : &blocks_[index];
+}
+
+void BlockRing::recycle(Block& block) {
+    block.used = 0;
+    block.segments.clear();
+    free_.push(static_cast<std::uint32_t>(&block - blocks_.data()));
+}
+
+}  // namespace nsf

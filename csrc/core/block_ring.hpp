@@ -1,0 +1,82 @@
+// The host ring: a fixed arena of aligned blocks that travel in a circle between the taps and the writer.
+//
+// Life of a block
+//   free     in free_; nobody looks at it.
+//   filling  taken by acquire(); the producer (whoever holds the engine's producer mutex) writes bytes and
+//   segments. full     in full_, after submit(); only the writer thread reads it. free     again, after
+//   recycle() by the writer.
+//
+// Contract
+//   Producer: acquire(), submit(), stop(); one thread at a time. Writer: next(), recycle(); one thread.
+//   Full:     no block is free. acquire() waits; free_blocks(), which only grows for the producer, says so
+//   beforehand. A block's fields are plain: handing its index through a queue orders every access.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "core/index_queue.hpp"
+#include "core/record.hpp"
+
+namespace nsf {
+
+// The file system's O_DIRECT asks for memory, offsets and sizes in multiples of this (and a page is no
+// smaller).
+inline constexpr std::size_t alignment = 4096;
+
+// The part of a record that lies in one block.
+struct Segment {
+    Record record;
+    std::size_t begin = 0;  // within the block
+    std::size_t size = 0;
+    bool last = false;  // the record is whole with this segment
+};
+
+// More segments than this in one block and it is handed over early: bounds the memory that records of a few
+// bytes take.
+inline constexpr std::size_t max_segments = 4096;
+
+struct Block {
+    std::byte* data = nullptr;
+    // Written by the producer while filling:
+    DType dtype = DType::u8;   // which lane
+    std::uint32_t shard = 0;   // which shard of that lane
+    std::size_t reserve = 0;   // the data start of that shard: 8 + N
+    std::uint64_t offset = 0;  // of data[0] from the data start; a multiple of `alignment`
+    std::size_t used = 0;
+    std::vector<Segment> segments;
+};
+
+class BlockRing {
+  public:
+    // ring_bytes is rounded down to whole blocks, at least one. Throws std::invalid_argument for sizes that
+    // make no ring and std::bad_alloc where the memory cannot be had.
+    BlockRing(std::size_t ring_bytes, std::size_t block_bytes);
+    ~BlockRing();
+    BlockRing(const BlockRing&) = delete;
+    BlockRing& operator=(const BlockRing&) = delete;
+
+    std::size_t block_bytes() const { return block_bytes_; }
+    std::size_t block_count() const { return blocks_.size(); }
+    std::size_t free_blocks() const { return free_.size(); }
+
+    Block& acquire() { return blocks_[free_.pop()]; }
+    void submit(Block& block);
+    void stop();
+
+    // The next full block, or nullptr once stop() was called and everything before it was returned.
+    Block* next();
+    void recycle(Block& block);
+
+  private:
+    std::size_t block_bytes_;
+    std::byte* arena_ = nullptr;
+    std::size_t arena_bytes_ = 0;
+    std::vector<Block> blocks_;
+    IndexQueue<> free_;
+    IndexQueue<> full_;
+};
+
+}  // namespace nsf

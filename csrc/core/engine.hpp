@@ -1,0 +1,126 @@
+// The capture engine: takes tensors from taps, lays them into the ring as they will stand in their shards,
+// and lets the writer thread do the rest.
+//
+// Contract
+//   submit() may be called by any number of threads; they take turns (one producer mutex), and each returns
+//   when its bytes have been copied: the tensor is never read afterwards. With the policy `block` it waits
+//   while the ring is full. The first error of the writer thread is thrown by every later submit() and by
+//   close(). close() is idempotent: it hands over what is in the ring, waits for the writer, and publishes
+//   the shards. The destructor does the same and drops errors. Nothing here touches Python. In a forked child
+//   the engine is dead: submit() throws, and the destructor leaves files and thread alone.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "core/block_ring.hpp"
+#include "core/cast.hpp"
+#include "core/element_reader.hpp"
+#include "core/positions.hpp"
+#include "core/record.hpp"
+#include "core/shard_plan.hpp"
+#include "core/sink.hpp"
+#include "core/stats.hpp"
+#include "core/worker.hpp"
+
+namespace nsf {
+
+enum class Overflow : std::uint8_t { block, drop, fail };
+
+struct EngineOptions {
+    std::string folder;  // empty: the memory sink
+    std::size_t ring_bytes = std::size_t{256} << 20;
+    std::size_t block_bytes = std::size_t{4} << 20;
+    std::uint64_t shard_bytes = std::uint64_t{4} << 30;
+    Overflow overflow = Overflow::block;
+    bool direct_io = true;
+    CastRules cast_rules;
+};
+
+// Where a record comes from; with the stream it makes its name.
+struct Origin {
+    std::uint32_t stream = 0;
+    std::uint32_t prompt = 0;
+    std::uint32_t step = 0;
+    std::uint32_t call = 0;
+};
+
+class Engine {
+  public:
+    Engine(EngineOptions options, std::vector<Stream> streams);
+    ~Engine();
+    Engine(const Engine&) = delete;
+    Engine& operator=(const Engine&) = delete;
+
+    // Stores what `kept` names as a record of dtype `target` (see ElementReader for the casts there are).
+    void submit(const Origin& origin, const Kept& kept, DType target);
+    void close();
+
+    void count_tap(std::chrono::nanoseconds spent, std::uint64_t bytes);
+
+    const EngineOptions& options() const { return options_; }
+    const std::vector<Stream>& streams() const { return streams_; }
+    std::vector<Record> records() const { return worker_->log().snapshot(); }
+    std::vector<DroppedRecord> dropped() const;
+    Stats stats() const;
+    // The slab of a record in memory; null for the disk sink.
+    std::shared_ptr<Slab> slab(std::uint32_t number) const;
+
+  private:
+    // What the producer knows of the open shard of one dtype.
+    struct Lane {
+        explicit Lane(const ShardPlan& shards) : plan(shards) {}
+
+        ShardPlan plan;
+        Block* current = nullptr;
+        std::uint64_t next_offset = 0;  // of the next block's first byte; a multiple of `alignment`
+        std::size_t carried = 0;  // bytes of a block handed over early that the next one starts with again
+        std::array<std::byte, alignment> carry{};
+    };
+
+    Lane& lane(DType dtype);
+    std::size_t entry_bound(const Record& record) const;
+    std::size_t blocks_needed(DType dtype, std::uint64_t bytes, std::size_t bound);
+    Block& acquire_block(Lane& lane, const Record& record, const Placement& placement);
+    void hand_over(Lane& lane);
+    void hand_over_all();
+    template <typename Fill>
+    void write_record(Record record, Fill fill);
+    void check_usable() const;
+
+    const EngineOptions options_;
+    const std::vector<Stream> streams_;
+    std::vector<std::size_t> escaped_id_bytes_;  // by stream: the hook id's length in a header
+    const std::uint64_t fork_count_;             // of the process that made this engine
+
+    BlockRing ring_;
+    std::unique_ptr<Sink> sink_;
+    MemorySink* memory_ = nullptr;  // sink_, where it is one
+
+    mutable std::mutex producer_mutex_;  // guards all that follows but the atomics
+    std::array<std::unique_ptr<Lane>, dtype_count> lanes_;
+    std::set<Shape> shapes_;       // interned: a record keeps a pointer
+    std::set<std::string> notes_;  // likewise
+    std::vector<DroppedRecord> dropped_;
+    std::uint64_t sequence_ = 0;
+    std::uint64_t stalls_ = 0;
+    std::chrono::nanoseconds stalled_{0};
+    std::size_t peak_blocks_ = 0;
+    bool closed_ = false;
+
+    std::atomic<std::uint64_t> tap_calls_{0};
+    std::atomic<std::uint64_t> tap_nanoseconds_{0};
+    std::atomic<std::uint64_t> bytes_in_{0};
+
+    std::unique_ptr<Worker> worker_;  // last: it uses ring and sink
+};
+
+}  // namespace nsf

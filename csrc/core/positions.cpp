@@ -1,0 +1,219 @@
+#include "core/positions.hpp"
+
+#include <algorithm>
+#include <stdexcept>
+#include <utility>
+
+namespace nsf {
+namespace {
+
+struct SequenceAxis {
+    std::size_t axis = 0;
+    std::int64_t rows = 1;
+    std::int64_t length = 0;
+    bool of_this_pass = false;  // rows and length are those of the step: its offset and mask apply
+    bool flattened = false;
+};
+
+std::optional<SequenceAxis> find_sequence_axis(const StepFacts& facts, const Shape& shape) {
+    const std::size_t rank = shape.size();
+    SequenceAxis found;
+    if (rank >= 3) {
+        found.axis = rank - 2;
+        found.rows = shape[0];
+        found.length = shape[rank - 2];
+        found.of_this_pass = found.rows == facts.batch && found.length == facts.length;
+        return found;
+    }
+    if (rank < 2) return std::nullopt;
+    const bool known = facts.batch > 0 && facts.length > 0;
+    if (known && shape[0] == facts.batch * facts.length) {
+        found.rows = facts.batch;
+        found.length = facts.length;
+        found.of_this_pass = true;
+        found.flattened = facts.batch > 1;
+        found.axis = found.flattened ? 1 : 0;
+        return found;
+    }
+    if (known && facts.batch > 1) return std::nullopt;  // neither [batch, …] nor [length, …] for certain
+    found.length = shape[0];
+    return found;
+}
+
+// The indices on the axis that the spec picks, ascending as the spec gives them.
+std::vector<std::int64_t> pick(const PositionSpec& spec, std::int64_t offset, std::int64_t length) {
+    const std::int64_t total = offset + length;
+    std::vector<std::int64_t> indices;
+    if (spec.kind == PositionSpec::Kind::last) {
+        if (length > 0) indices.push_back(length - 1);
+    } else if (spec.kind == PositionSpec::Kind::list) {
+        for (const std::int64_t position : spec.list) {
+            const std::int64_t index = (position < 0 ? position + total : position) - offset;
+            if (index >= 0 && index < length) indices.push_back(index);
+        }
+    } else {
+        // Python's slice semantics over the sequence so far, then the part of it that this pass computes.
+        const bool forward = spec.step > 0;
+        const auto clamp = [&](std::int64_t value) {
+            if (value < 0) value += total;
+            return forward ? std::clamp<std::int64_t>(value, 0, total)
+                           : std::clamp<std::int64_t>(value, -1, total - 1);
+        };
+        std::int64_t start = spec.start ? clamp(*spec.start) : (forward ? 0 : total - 1);
+        // Skip what the cache holds: a long decode must not walk the whole sequence at each step.
+        if (forward && start < offset) start += (offset - start + spec.step - 1) / spec.step * spec.step;
+        const std::int64_t stop = spec.stop ? clamp(*spec.stop) : (forward ? total : -1);
+        for (std::int64_t p = start; forward ? p < stop : p > stop; p += spec.step) {
+            if (p >= offset && p < total) indices.push_back(p - offset);
+        }
+    }
+    return indices;
+}
+
+// The last real token of each row; the last position of a row that has none.
+std::vector<std::int64_t> last_real(const StepFacts& facts) {
+    std::vector<std::int64_t> last;
+    for (std::int64_t row = 0; row < facts.batch; ++row) {
+        std::int64_t index = facts.length - 1;
+        const std::uint8_t* mask = facts.mask.data() + row * facts.length;
+        while (index > 0 && mask[index] == 0) --index;
+        last.push_back(mask[index] != 0 ? index : facts.length - 1);
+    }
+    return last;
+}
+
+std::string json_list(const std::vector<std::int64_t>& values, std::size_t begin, std::size_t count,
+                      std::int64_t plus) {
+    std::string text = "[";
+    for (std::size_t i = begin; i < begin + count; ++i) {
+        if (i > begin) text += ',';
+        text += std::to_string(values[i] + plus);
+    }
+    text += ']';
+    return text;
+}
+
+std::string positions_json(const Selection& selection, std::int64_t offset) {
+    if (selection.rows == 1) return json_list(selection.indices, 0, selection.per_row, offset);
+    std::string text = "[";
+    for (std::size_t row = 0; row < selection.rows; ++row) {
+        if (row > 0) text += ',';
+        text += json_list(selection.indices, row * selection.per_row, selection.per_row, offset);
+    }
+    text += ']';
+    return text;
+}
+
+// For each row start and stop of every range of real tokens on the stored axis, one after the other.
+std::string real_tokens_json(const StepFacts& facts, const std::optional<Selection>& selection) {
+    const std::size_t stored = selection ? selection->per_row : static_cast<std::size_t>(facts.length);
+    bool all_real = true;
+    std::string text = "[";
+    for (std::int64_t row = 0; row < facts.batch; ++row) {
+        if (row > 0) text += ',';
+        text += '[';
+        std::size_t start = 0;
+        bool inside = false;
+        bool first = true;
+        for (std::size_t i = 0; i <= stored; ++i) {
+            bool real = false;
+            if (i < stored) {
+                std::int64_t index = static_cast<std::int64_t>(i);
+                if (selection) {
+                    const std::size_t front =
+                        selection->rows > 1 ? static_cast<std::size_t>(row) * stored : 0;
+                    index = selection->indices[front + i];
+                }
+                real = facts.mask[static_cast<std::size_t>(row * facts.length + index)] != 0;
+                all_real = all_real && real;
+            }
+            if (real && !inside) start = i;
+            if (!real && inside) {
+                if (!first) text += ',';
+                text += std::to_string(start);
+                text += ',';
+                text += std::to_string(i);
+                first = false;
+            }
+            inside = real;
+        }
+        text += ']';
+    }
+    if (all_real) return {};
+    text += ']';
+    return text;
+}
+
+TensorView unflatten(TensorView view, const SequenceAxis& axis) {
+    const std::int64_t stride = view.strides[0];
+    view.shape.insert(view.shape.begin() + 1, axis.length);
+    view.strides.insert(view.strides.begin() + 1, stride);
+    view.shape[0] = axis.rows;
+    view.strides[0] = stride * axis.length;
+    return view;
+}
+
+}  // namespace
+
+Kept keep_positions(const PositionSpec& spec, const StepFacts& facts, TensorView view) {
+    Kept kept;
+    kept.shape = view.shape;
+    const bool wants_all = spec.kind == PositionSpec::Kind::all;
+    if (wants_all && facts.mask.empty()) {
+        kept.view = std::move(view);
+        return kept;
+    }
+    const std::optional<SequenceAxis> axis = find_sequence_axis(facts, view.shape);
+    if (!axis && !wants_all) {
+        throw std::invalid_argument("it has no sequence axis to take positions from; capture all positions");
+    }
+    const bool masked = axis && axis->of_this_pass && !facts.mask.empty();
+    if (!wants_all) {
+        const std::int64_t offset = axis->of_this_pass ? facts.offset : 0;
+        Selection selection;
+        selection.axis = axis->axis;
+        if (spec.kind == PositionSpec::Kind::last && masked) {
+            selection.indices = last_real(facts);
+            selection.per_row = 1;
+            selection.rows = static_cast<std::size_t>(facts.batch);
+            const bool same = std::adjacent_find(selection.indices.begin(), selection.indices.end(),
+                                                 std::not_equal_to<>()) == selection.indices.end();
+            if (same) {
+                selection.indices.resize(1);
+                selection.rows = 1;
+            }
+        } else {
+            selection.indices = pick(spec, offset, axis->length);
+            selection.per_row = selection.indices.size();
+        }
+        if (selection.per_row == 0 && axis->length > 0) {
+            kept.nothing = true;
+            return kept;
+        }
+        if (axis->flattened) view = unflatten(std::move(view), *axis);
+        const auto count = static_cast<std::int64_t>(selection.per_row);
+        if (axis->flattened) {
+            kept.shape[0] = axis->rows * count;
+        } else {
+            kept.shape[axis->axis] = count;
+        }
+        kept.note = "\"positions\":" + positions_json(selection, offset);
+        kept.selection = std::move(selection);
+    }
+    if (masked) {
+        const std::string real = real_tokens_json(facts, kept.selection);
+        if (!real.empty()) {
+            if (!kept.note.empty()) kept.note += ',';
+            kept.note += "\"real_tokens\":";
+            kept.note += real;
+        }
+    }
+    if (!kept.note.empty()) {
+        kept.note.insert(0, 1, '{');
+        kept.note += '}';
+    }
+    kept.view = std::move(view);
+    return kept;
+}
+
+}  // namespace nsf

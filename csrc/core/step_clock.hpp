@@ -1,0 +1,73 @@
+// Which forward pass a tap is in. Every thread has a pass of its own, so that several may run at once.
+//
+// Contract
+//   begin() and end() bracket a forward pass of the root module on the calling thread; they nest (an inner
+//   pass of the same root belongs to the outer one). current() is called by taps on the thread that runs the
+//   module. A module of the model that runs outside any pass of the root (the encoder of T5, which generate()
+//   calls on its own) opens a step that the next begin() of this thread goes on with. It closes early when a
+//   tap fires a second time in it. The encoder of an encoder-decoder model reads another sequence than the
+//   root: begin_encoder() tells its facts. Step numbers are given out under a lock, in the order of begin(),
+//   and start again at 0 with next_prompt().
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+namespace nsf {
+
+// What is known of a pass before it runs. 0 stands for unknown.
+struct StepFacts {
+    bool decode = false;      // one new token a row on top of a cache
+    std::int64_t offset = 0;  // tokens in the cache
+    std::int64_t batch = 0;
+    std::int64_t length = 0;         // tokens that this pass reads, in each row
+    std::vector<std::uint8_t> mask;  // batch x length, 1 = a real token; empty where all are
+};
+
+struct Step {
+    enum class State : std::uint8_t { none, outside_root, inside_root };
+
+    State state = State::none;
+    std::uint32_t depth = 0;
+    std::uint32_t prompt = 0;
+    std::uint32_t number = 0;
+    StepFacts facts;
+    StepFacts encoder_facts;
+    bool encoder_ran = false;
+    std::vector<std::uint32_t> calls;  // for each tap, how often it has fired in this step
+};
+
+class StepClock {
+  public:
+    explicit StepClock(std::size_t taps);
+    StepClock(const StepClock&) = delete;
+    StepClock& operator=(const StepClock&) = delete;
+
+    // Returns the number of the step.
+    std::uint32_t begin(StepFacts facts);
+    void end();
+    void begin_encoder(StepFacts facts);
+    void next_prompt();
+
+    // The calling thread's step, with calls[tap] counting this call.
+    Step& fire(std::size_t tap);
+
+    std::uint32_t prompt() const;
+    std::uint64_t steps() const;  // given out so far, over all prompts
+
+  private:
+    Step& mine();
+    void open(Step& step, Step::State state);
+
+    const std::uint64_t id_;  // never used twice, so that a thread's cached pointer cannot meet a later clock
+    const std::size_t taps_;
+    mutable std::mutex mutex_;
+    std::uint32_t prompt_ = 0;
+    std::uint32_t next_ = 0;
+    std::uint64_t steps_ = 0;
+    std::vector<std::unique_ptr<Step>> threads_;
+};
+
+}  // namespace nsf

@@ -1,0 +1,166 @@
+"""From what the engine recorded to the structs of the metadata JSON, the index and the checksums."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+from .hooks import Plan
+from .keys import tensor_key
+from .manifest import Checksums, Dropped
+from .records import DataRef, Record, StepNote, decode_note
+
+if TYPE_CHECKING:
+    import torch
+
+    from ._core import Session
+
+
+class NativeRecord(NamedTuple):
+    """What `_core.Session.records()` gives for each stored tensor, in the order of capture."""
+
+    stream: int
+    prompt: int
+    step: int
+    call: int
+    is_scale: bool
+    shape: tuple[int, ...]
+    dtype: str
+    source_dtype: str
+    note: str | None
+    shard: int
+    offset: int
+    bytes: int
+    crc: int
+
+
+@dataclass
+class Collected:
+    """A capture's records by hook id, and what the files beside the shards say of them."""
+
+    activations: dict[str, list[Record]]
+    weight_map: dict[str, str] = field(default_factory=dict)
+    total_size: int = 0
+    checksums: dict[str, dict[str, int]] = field(default_factory=dict)
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+    """For the memory sink: by the keys of every hook, shared tensors under each of theirs."""
+
+
+def shard_file_name(dtype: str, number: int) -> str:
+    """The name that the engine gives a shard."""
+    return f"activations-{dtype}-{number:05d}.safetensors"
+
+
+def collect(session: Session, plan: Plan, *, on_disk: bool, published: Callable[[str], bool]) -> Collected:
+    """Every whole record of a closed session, for each hook that asked for it.
+
+    `published` tells of a shard's file name whether it can be read; records in others are left to their journals.
+    """
+    users: dict[int, list[tuple[int, bool]]] = defaultdict(list)
+    for number, hook in enumerate(plan.hooks):
+        for stream, is_input in ((hook.input, True), (hook.output, False)):
+            if stream is not None:
+                users[stream].append((number, is_input))
+    hooks = [each.hook for each in plan.hooks]
+    collected = Collected({hook.hook_id: [] for hook in hooks})
+    notes: dict[str | None, StepNote] = {None: StepNote()}
+    shards: dict[str, bool] = {}
+    scales: dict[str, DataRef] = {}
+    held: dict[str, torch.Tensor] = {}
+    whole: list[tuple[NativeRecord, str, str]] = []
+    for entry in session.records():
+        record = NativeRecord(*entry)
+        owner, is_input = plan.streams[record.stream]
+        key = tensor_key(
+            owner,
+            record.step,
+            prompt=record.prompt,
+            call=record.call,
+            is_input=is_input,
+            is_scale=record.is_scale,
+        )
+        file = shard_file_name(record.dtype, record.shard)
+        if on_disk:
+            if file not in shards:
+                shards[file] = published(file)
+            if not shards[file]:
+                continue
+            collected.weight_map[key] = file
+            collected.checksums.setdefault(file, {})[key] = record.crc
+        collected.total_size += record.bytes
+        if record.is_scale:
+            scales[key] = DataRef(file, key)
+            if not on_disk:
+                held[key] = _held_tensor(session, record)
+        else:
+            whole.append((record, key, file))
+    for record, key, file in whole:
+        note = notes.get(record.note)
+        if note is None:
+            note = notes[record.note] = decode_note((record.note or "").encode())
+        quantised = record.dtype == "int8" and record.source_dtype != "int8"
+        scale = scales.get(f"{key}/scale") if quantised else None
+        if quantised and scale is None:
+            continue  # its scales were not written: the engine failed between the two
+        stored = None if on_disk else _held_tensor(session, record)
+        for number, is_input in users[record.stream]:
+            hook = hooks[number]
+            if stored is not None:
+                own = tensor_key(
+                    hook.hook_id, record.step, prompt=record.prompt, call=record.call, is_input=is_input
+                )
+                collected.tensors[own] = stored
+                if quantised:
+                    collected.tensors[f"{own}/scale"] = held[f"{key}/scale"]
+            collected.activations[hook.hook_id].append(
+                Record(
+                    hook_id=hook.hook_id,
+                    layer_name=hook.layer_name,
+                    component=hook.component,
+                    shape=list(record.shape),
+                    dtype=record.dtype,
+                    is_input=is_input,
+                    step=record.step,
+                    prompt=record.prompt,
+                    call=record.call,
+                    positions=note.positions,
+                    real_tokens=note.real_tokens,
+                    source_dtype=None if record.source_dtype == record.dtype else record.source_dtype,
+                    scale=scale if on_disk else None,
+                    data=DataRef(file, key) if on_disk else None,
+                )
+            )
+    return collected
+
+
+def _held_tensor(session: Session, record: NativeRecord) -> torch.Tensor:
+    """A tensor on the memory of its slab, without a copy; it keeps the slab alive."""
+    import torch
+
+    dtype = getattr(torch, record.dtype)
+    if record.bytes == 0:
+        return torch.empty(record.shape, dtype=dtype)
+    slab = session.slab(record.shard)
+    count = record.bytes // dtype.itemsize
+    return torch.frombuffer(slab, dtype=dtype, count=count, offset=record.offset).view(record.shape)
+
+
+def collect_dropped(session: Session, plan: Plan) -> list[Dropped]:
+    """The records that found no room, under the id of the hook that owns their stream."""
+    return [
+        Dropped(
+            hook_id=plan.streams[stream][0],
+            step=step,
+            prompt=prompt,
+            call=call,
+            is_input=plan.streams[stream][1],
+        )
+        for stream, prompt, step, call in session.dropped()
+    ]
+
+
+def checksums_of(collected: Collected) -> Checksums:
+    """The manifest's table."""
+    return Checksums.of(collected.checksums)

@@ -1,0 +1,153 @@
+"""From resolved hooks to native taps on a model: which streams there are, which tap feeds which, and their removal.
+
+A *stream* is what is stored: one side of one module with one set of options. Hooks that ask for the same stream share
+it, so that the second costs nothing. A *tap* is one native callable on one side of one module; it feeds all the
+streams of that place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from .model_map import Place, ResolvedHook
+from .positions import position_slice
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.utils.hooks import RemovableHandle
+
+    from ._core import Session
+
+
+@dataclass(frozen=True)
+class Options:
+    """What of a tensor is stored, when, and as what: hooks with equal options on one place share a stream."""
+
+    dtype: str | None
+    positions: str | tuple[int, ...]
+    phase: str
+    every: int
+
+
+@dataclass
+class TapPlan:
+    """One tap: `streams` maps the options of each stream it feeds to the stream's number."""
+
+    place: Place
+    description: str
+    streams: dict[Options, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class HookStreams:
+    """The streams that hold what a hook captures; None for a side it does not capture."""
+
+    hook: ResolvedHook
+    dtype: str | None
+    input: int | None
+    output: int | None
+
+
+@dataclass
+class Plan:
+    """Everything a capture needs to know before it touches the model."""
+
+    streams: list[tuple[str, bool]] = field(default_factory=list)
+    """(hook id, is_input) by stream number: the hook named first gives the stream its keys."""
+    taps: list[TapPlan] = field(default_factory=list)
+    hooks: list[HookStreams] = field(default_factory=list)
+
+
+def make_plan(resolved: Iterable[ResolvedHook], default_dtype: str | None) -> Plan:
+    """Streams and taps for hooks; a hook without a dtype of its own is cast to `default_dtype` (None: not cast)."""
+    plan = Plan()
+    taps: dict[Place, TapPlan] = {}
+
+    def stream(place: Place | None, hook: ResolvedHook, options: Options, is_input: bool) -> int | None:
+        if place is None:
+            return None
+        tap = taps.get(place)
+        if tap is None:
+            tap = taps[place] = TapPlan(place, f"hook {hook.hook_id!r} on layer {hook.layer_name!r}")
+            plan.taps.append(tap)
+        if options not in tap.streams:
+            tap.streams[options] = len(plan.streams)
+            plan.streams.append((hook.hook_id, is_input))
+        return tap.streams[options]
+
+    for hook in resolved:
+        spec = hook.spec
+        positions = tuple(spec.positions) if isinstance(spec.positions, list) else spec.positions
+        options = Options(spec.dtype or default_dtype, positions, spec.phase, spec.every)
+        plan.hooks.append(
+            HookStreams(
+                hook,
+                options.dtype,
+                input=stream(hook.input, hook, options, is_input=True),
+                output=stream(hook.output, hook, options, is_input=False),
+            )
+        )
+    return plan
+
+
+def attach_taps(model: nn.Module, plan: Plan, session: Session) -> list[Callable[[], None]]:
+    """Put the plan's taps on the model. Gives the functions that take them off again, in order.
+
+    Either all of them stand when this returns, or, where it raises, none.
+    """
+    encoder = encoder_of(model)
+    encoder_modules = {id(module) for module in encoder.modules()} if encoder is not None else set()
+    removers: list[Callable[[], None]] = []
+    try:
+        for index, tap in enumerate(plan.taps):
+            module = model.get_submodule(tap.place.module)
+            callable_ = session.tap(
+                index,
+                is_input=tap.place.side == "input",
+                in_encoder=id(module) in encoder_modules,
+                field=tap.place.field or "",
+                description=tap.description,
+                rules=[
+                    (
+                        stream,
+                        options.dtype,
+                        _native_positions(options.positions),
+                        options.phase,
+                        options.every,
+                    )
+                    for options, stream in tap.streams.items()
+                ],
+            )
+            removers.append(_register(module, callable_, is_input=tap.place.side == "input").remove)
+    except BaseException:
+        detach(removers)
+        raise
+    return removers
+
+
+def detach(removers: list[Callable[[], None]]) -> None:
+    """Take off what `attach_taps` put on."""
+    while removers:
+        removers.pop()()
+
+
+def encoder_of(model: nn.Module) -> nn.Module | None:
+    """The encoder of an encoder-decoder model: it reads another sequence than the root. None for other models."""
+    if not getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        return None
+    encoder: nn.Module | None = model.get_encoder()  # type: ignore[operator]
+    return encoder if encoder is not model else None
+
+
+def _register(module: nn.Module, callable_: Callable[..., Any], *, is_input: bool) -> RemovableHandle:
+    if is_input:
+        return module.register_forward_pre_hook(callable_, with_kwargs=True)
+    return module.register_forward_hook(callable_)
+
+
+def _native_positions(positions: str | tuple[int, ...]) -> str | list[int] | slice:
+    if not isinstance(positions, str):
+        return list(positions)
+    return positions if positions in ("all", "last") else position_slice(positions)

@@ -1,0 +1,117 @@
+"""The run directory from the writing side: claiming it, the files beside the shards, and leaving it whole."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+
+from .errors import CaptureError, RunError
+from .manifest import INDEX_FILE, MANIFEST_FILE, Manifest, decode_manifest, encode_manifest, replace_file
+
+_SHARD = re.compile(r"activations-\w+-\d+\.safetensors(\.partial|\.journal)?")
+_ANALYSIS_NAME = re.compile(r"\w[\w.\-]{0,99}")
+
+
+def metadata_file_name(analysis: str | None) -> str:
+    """The metadata JSON's name. Raises CaptureError for an analysis name that cannot stand in a file name."""
+    if analysis is None:
+        return "activation_capture.json"
+    if not _ANALYSIS_NAME.fullmatch(analysis):
+        raise CaptureError(
+            f"the analysis name {analysis!r} becomes part of a file name: "
+            "use letters, digits, '_', '-' and '.', at most 100"
+        )
+    return f"circuit_analysis_{analysis}.json"
+
+
+def report_file_name(metadata_file: str) -> str:
+    """The Markdown report that belongs to a metadata JSON."""
+    return metadata_file.removesuffix(".json") + "_format.md"
+
+
+class RunDirectory:
+    """A folder that this process is writing a run into. It holds an exclusive lock on it until `release`."""
+
+    def __init__(self, path: Path, metadata_file: str, *, overwrite: bool):
+        """Create the folder, lock it, and make sure that no run stands in it.
+
+        Raises CaptureError where it holds a run already and `overwrite` is False, or another process writes there.
+        """
+        self.path = path
+        self.metadata_file = metadata_file
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._descriptor = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise CaptureError(f"cannot create the run directory {path}: {error.strerror}") from error
+        try:
+            self._lock()
+            self._clear(overwrite)
+        except BaseException:
+            self.release()
+            raise
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CaptureError(f"another capture is writing to {self.path}: choose another folder") from None
+        except OSError:
+            # No locks on this file system: a reader then takes a run that is being written for a killed one.
+            pass
+
+    def _clear(self, overwrite: bool) -> None:
+        standing = self._files_of_a_run()
+        if not standing:
+            return
+        if not overwrite:
+            raise CaptureError(
+                f"{self.path} already holds a run ({standing[0].name}): choose another folder, "
+                "or ask for it to be overwritten"
+            )
+        for file in standing:
+            file.unlink(missing_ok=True)
+
+    def _files_of_a_run(self) -> list[Path]:
+        """What a run left here. Files of any other name are nobody's business."""
+        names = {MANIFEST_FILE, INDEX_FILE, self.metadata_file, report_file_name(self.metadata_file)}
+        try:
+            before = decode_manifest((self.path / MANIFEST_FILE).read_bytes())
+            names |= {before.metadata_file, report_file_name(before.metadata_file)}
+        except (OSError, RunError):
+            pass  # none, or none that can be read: its shards are known by their names
+        return sorted(
+            entry
+            for entry in self.path.iterdir()
+            if entry.is_file() and (entry.name in names or _SHARD.fullmatch(entry.name))
+        )
+
+    def write_manifest(self, manifest: Manifest) -> None:
+        """Replace `capture.json` in one step."""
+        self.write(MANIFEST_FILE, encode_manifest(manifest))
+
+    def write(self, name: str, data: bytes) -> None:
+        """Replace a file of the run in one step. Raises CaptureError."""
+        try:
+            replace_file(self.path / name, data)
+        except OSError as error:
+            raise CaptureError(f"cannot write {self.path / name}: {error.strerror}") from error
+
+    def published(self, shard: str) -> bool:
+        """Whether a shard has its final name."""
+        return (self.path / shard).exists()
+
+    def remove_journals(self, shards: Iterable[str]) -> None:
+        """Drop the journals of published shards: the metadata JSON now says all that they did."""
+        for shard in shards:
+            (self.path / f"{shard}.journal").unlink(missing_ok=True)
+
+    def release(self) -> None:
+        """Give the lock back."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
