@@ -1,4 +1,4 @@
-#include "cast.hpp"
+#include "core/cast.hpp"
 
 #include <algorithm>
 #include <array>
@@ -9,7 +9,7 @@
 #include <cpuid.h>
 #endif
 
-#include "cast_detail.hpp"
+#include "core/cast_detail.hpp"
 
 namespace nsf {
 

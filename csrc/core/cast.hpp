@@ -18,7 +18,7 @@
 #include <cstdint>
 #include <string_view>
 
-#include "dtype.hpp"
+#include "core/dtype.hpp"
 
 namespace nsf {
 

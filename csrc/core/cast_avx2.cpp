@@ -12,7 +12,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "cast_detail.hpp"
+#include "core/cast_detail.hpp"
 
 #define NSF_AVX2 __attribute__((target("avx2,f16c")))
 #define NSF_AVX2_INLINE NSF_AVX2 __attribute__((always_inline)) static inline

@@ -16,7 +16,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "cast_detail.hpp"
+#include "core/cast_detail.hpp"
 
 #define NSF_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,f16c")))
 #define NSF_AVX512_INLINE NSF_AVX512 __attribute__((always_inline)) static inline

@@ -10,8 +10,8 @@
 #include <cstdint>
 #include <limits>
 
-#include "cast.hpp"
-#include "dtype.hpp"
+#include "core/cast.hpp"
+#include "core/dtype.hpp"
 
 namespace nsf::detail {
 

@@ -9,7 +9,7 @@
 
 namespace nsf {
 
-/// The order is part of nothing that is written to disk: files carry names, never these numbers.
+/// The order is part of the journal's format, which stores these numbers; every other file carries names.
 enum class DType : std::uint8_t {
     f64,
     f32,

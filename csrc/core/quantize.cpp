@@ -10,8 +10,8 @@
 #include <xmmintrin.h>
 #endif
 
-#include "cast.hpp"
-#include "cast_detail.hpp"
+#include "core/cast.hpp"
+#include "core/cast_detail.hpp"
 
 namespace nsf {
 

@@ -20,7 +20,7 @@ import msgspec
 
 from .collect import Collected, checksums_of, collect, collect_dropped
 from .environment import float8_rules, model_info, versions
-from .errors import CaptureError
+from .errors import CaptureError, OptionError
 from .manifest import INDEX_FILE, Counters, Manifest, ManifestHook, Status, encode_index
 from .records import (
     ActivationCapture,
@@ -89,21 +89,21 @@ def capture(
             left out and listed in the manifest; `fail`: CaptureError), `ring_bytes`, `block_bytes`, `shard_bytes`,
             `direct_io`, `tensor_access`.
 
-    Raises HookError for hooks that cannot be on this model, CaptureError for options that cannot be.
+    Raises HookError for hooks that cannot be on this model, OptionError for options that cannot be.
     """
     if dtype is not None:
         dtype = str(dtype).removeprefix("torch.")
         if dtype not in CAST_DTYPES:
-            raise CaptureError(f"cannot store activations as {dtype!r}; available: {', '.join(CAST_DTYPES)}")
+            raise OptionError(f"cannot store activations as {dtype!r}; available: {', '.join(CAST_DTYPES)}")
     given = {**options, "dtype": dtype, "analysis": analysis, "description": description}
     known = CaptureOptions.__struct_fields__
     for name in given:
         if name not in known:
-            raise CaptureError(f"unknown option {name!r}; available: {', '.join(known)}")
+            raise OptionError(f"unknown option {name!r}; available: {', '.join(known)}")
     try:
         chosen = msgspec.convert(given, CaptureOptions)
     except msgspec.ValidationError as error:
-        raise CaptureError(f"wrong option: {error}") from error
+        raise OptionError(f"wrong option: {error}") from error
     return Capture(model, hooks, None if out is None else Path(out), chosen, overwrite=overwrite)
 
 
@@ -227,7 +227,7 @@ class _Running:
                     tensor_access=options.tensor_access,
                 )
             except (ValueError, TypeError) as error:
-                raise CaptureError(f"wrong option: {error}") from error
+                raise OptionError(f"wrong option: {error}") from error
             self.manifest = self._first_manifest(capture._model)
             if self._directory is not None:
                 self._directory.write_manifest(self.manifest)

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from .hooks import Plan
 from .keys import tensor_key
 from .manifest import Checksums, Dropped
 from .records import DataRef, Record, StepNote, decode_note
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from ._core import Session
+    from .hooks import Plan
 
 
 class NativeRecord(NamedTuple):
@@ -59,8 +59,8 @@ def collect(session: Session, plan: Plan, *, on_disk: bool, published: Callable[
     `published` tells of a shard's file name whether it can be read; records in others are left to their journals.
     """
     users: dict[int, list[tuple[int, bool]]] = defaultdict(list)
-    for number, hook in enumerate(plan.hooks):
-        for stream, is_input in ((hook.input, True), (hook.output, False)):
+    for number, each in enumerate(plan.hooks):
+        for stream, is_input in ((each.input, True), (each.output, False)):
             if stream is not None:
                 users[stream].append((number, is_input))
     hooks = [each.hook for each in plan.hooks]

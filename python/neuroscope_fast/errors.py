@@ -21,3 +21,7 @@ class RunError(NeuroscopeError):
 
 class ModelError(NeuroscopeError):
     """A model or tokenizer cannot be loaded."""
+
+
+class OptionError(CaptureError, ValueError):
+    """An option of a capture or a generation has a value that it cannot have."""

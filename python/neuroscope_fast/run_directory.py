@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 
-from .errors import CaptureError, RunError
+from .errors import CaptureError, OptionError, RunError
 from .manifest import INDEX_FILE, MANIFEST_FILE, Manifest, decode_manifest, encode_manifest, replace_file
 
 _SHARD = re.compile(r"activations-\w+-\d+\.safetensors(\.partial|\.journal)?")
@@ -17,11 +17,11 @@ _ANALYSIS_NAME = re.compile(r"\w[\w.\-]{0,99}")
 
 
 def metadata_file_name(analysis: str | None) -> str:
-    """The metadata JSON's name. Raises CaptureError for an analysis name that cannot stand in a file name."""
+    """The metadata JSON's name. Raises OptionError for an analysis name that cannot stand in a file name."""
     if analysis is None:
         return "activation_capture.json"
     if not _ANALYSIS_NAME.fullmatch(analysis):
-        raise CaptureError(
+        raise OptionError(
             f"the analysis name {analysis!r} becomes part of a file name: "
             "use letters, digits, '_', '-' and '.', at most 100"
         )

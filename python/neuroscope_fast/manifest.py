@@ -1,0 +1,189 @@
+"""The manifest `capture.json`, the Hugging Face index, and the replacement of a file in one step.
+
+The meaning of every key is in docs/file_format.md.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Raw, Struct
+
+from .errors import RunError
+from .records import Count
+
+RUN_FORMAT = "neuroscope-fast run"
+FORMAT_VERSION = 1
+MANIFEST_FILE = "capture.json"
+INDEX_FILE = "activations.safetensors.index.json"
+
+Status = Literal["writing", "complete", "interrupted", "failed"]
+
+
+class ModelInfo(Struct, kw_only=True):
+    """The model that was captured."""
+
+    class_name: str = ""
+    model_type: str | None = None
+    name_or_path: str | None = None
+    revision: str | None = None
+    dtype: str | None = None
+    device: str | None = None
+
+
+class ManifestHook(Struct, kw_only=True):
+    """A hook as it was resolved. `input` and `output` are the streams its two sides are stored under, if
+    captured.
+    """
+
+    layer_name: str
+    component: str
+    module: str
+    input: int | None = None
+    output: int | None = None
+    dtype: str | None = None
+    positions: str | list[int] = "all"
+    phase: str = "both"
+    every: int = 1
+
+
+class Counters(Struct, kw_only=True):
+    """What the engine counted. Bytes are bytes, times are seconds."""
+
+    records: Count = 0
+    bytes_in: Count = 0
+    bytes_written: Count = 0
+    stalls: Count = 0
+    stall_seconds: float = 0.0
+    drops: Count = 0
+    peak_ring_bytes: Count = 0
+    tap_seconds: float = 0.0
+
+
+class Dropped(Struct, frozen=True, gc=False):
+    """A record that found no room under the policy `drop`."""
+
+    hook_id: str
+    step: int
+    prompt: int = 0
+    call: int = 0
+    is_input: bool = False
+
+
+class Checksums(Struct):
+    """CRC-32C of every stored tensor. `shards` stays bytes until it is needed: it has an entry for each
+    record.
+    """
+
+    algorithm: str = "crc32c"
+    shards: Raw = msgspec.field(default_factory=lambda: Raw(b"{}"))
+
+    @classmethod
+    def of(cls, shards: Mapping[str, Mapping[str, int]]) -> Checksums:
+        """From `{file: {key: checksum}}`."""
+        texts = {file: {key: f"{crc:08x}" for key, crc in keys.items()} for file, keys in shards.items()}
+        return cls(shards=Raw(msgspec.json.encode(texts)))
+
+    def by_shard(self) -> dict[str, dict[str, int]]:
+        """`{file: {key: checksum}}`. Raises RunError where the manifest holds something else."""
+        try:
+            texts = msgspec.json.decode(self.shards, type=dict[str, dict[str, str]])
+            return {file: {key: int(text, 16) for key, text in keys.items()} for file, keys in texts.items()}
+        except (msgspec.MsgspecError, ValueError) as error:
+            raise RunError(f"the checksums in {MANIFEST_FILE} cannot be read: {error}") from error
+
+
+class Manifest(Struct, kw_only=True):
+    """`capture.json`."""
+
+    format: str = RUN_FORMAT
+    format_version: int = FORMAT_VERSION
+    status: Status
+    cause: str | None = None
+    created: str
+    closed: str | None = None
+    metadata_file: str
+    versions: dict[str, str | None] = {}
+    model: ModelInfo = msgspec.field(default_factory=ModelInfo)
+    options: dict[str, Any] = {}
+    hooks: dict[str, ManifestHook] = {}
+    counters: Counters = msgspec.field(default_factory=Counters)
+    warnings: list[str] = []
+    dropped: list[Dropped] = []
+    checksums: Checksums = msgspec.field(default_factory=Checksums)
+
+
+class _Versioned(Struct):
+    format: str
+    format_version: int
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """`capture.json`, indented by two."""
+    return msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
+
+
+def decode_manifest(data: bytes, name: str = MANIFEST_FILE) -> Manifest:
+    """The manifest. Raises RunError where `data` is none, or is of a version that is not known here."""
+    try:
+        version = msgspec.json.decode(data, type=_Versioned)
+        if version.format != RUN_FORMAT:
+            raise RunError(
+                f"{name} is not the manifest of a neuroscope-fast run: its format is {version.format!r}"
+            )
+        if version.format_version != FORMAT_VERSION:
+            raise RunError(
+                f"{name} has format version {version.format_version}; "
+                f"this neuroscope-fast reads version {FORMAT_VERSION}"
+            )
+        return msgspec.json.decode(data, type=Manifest)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise RunError(f"{name} is not the manifest of a neuroscope-fast run: {error}") from error
+
+
+def encode_index(weight_map: Mapping[str, str], total_size: int) -> bytes:
+    """The Hugging Face index: `weight_map` names the shard of every key, `total_size` is the bytes of all
+    tensors.
+    """
+    index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
+    return msgspec.json.format(msgspec.json.encode(index), indent=2) + b"\n"
+
+
+def manifest_schema() -> dict[str, Any]:
+    """The JSON Schema of the manifest; the package ships it as `schema/manifest.schema.json`."""
+    (form,), definitions = msgspec.json.schema_components([Manifest], ref_template="#/$defs/{name}")
+    digits = {"type": "string", "pattern": "^[0-9a-f]{8}$"}
+    of_shard = {"type": "object", "additionalProperties": digits}
+    manifest = definitions["Manifest"]
+    manifest["required"] = ["format", "format_version", *manifest["required"]]  # a reader looks at them first
+    manifest["properties"] |= {"format": {"const": RUN_FORMAT}, "format_version": {"const": FORMAT_VERSION}}
+    definitions["Checksums"]["properties"]["shards"] = {"type": "object", "additionalProperties": of_shard}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "neuroscope-fast manifest",
+        **form,
+        "$defs": definitions,
+    }
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Writes `path` so that a reader, or a crash, finds the old bytes or the new ones. Raises OSError."""
+    beside = path.with_name(path.name + ".tmp")
+    try:
+        with open(beside, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

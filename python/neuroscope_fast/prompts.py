@@ -1,0 +1,111 @@
+"""Prompts: plain text or chat messages, and the tokens that a model reads for them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Union
+
+from .errors import ModelError, OptionError
+
+Message = Mapping[str, Any]
+"""One turn of a chat: `{"role": "user", "content": "…"}`."""
+Prompt = Union[str, Sequence[Message]]
+"""Text as the model shall read it, or the messages of a chat, for which the tokenizer's chat template is used."""
+Prompts = Union[Prompt, Sequence[Prompt]]
+"""One prompt or several."""
+
+
+class EncodedPrompt(NamedTuple):
+    """A prompt as the model reads it."""
+
+    text: str
+    """For a chat: the messages as the template renders them."""
+    tokens: list[int]
+
+
+def split_prompts(prompts: Prompts) -> list[Prompt]:
+    """The prompts, checked for their form, as a list. Raises OptionError, which counts them from 1."""
+    if isinstance(prompts, (str, Mapping)) or _is_chat(prompts):
+        prompts = [prompts]  # type: ignore[list-item]
+    try:
+        listed: list[Any] = list(prompts)
+    except TypeError:
+        raise OptionError(
+            f"a {type(prompts).__name__} is no prompt: give text, or a list of messages"
+        ) from None
+    if not listed:
+        raise OptionError("there is no prompt: give at least one")
+    return [_checked(prompt, f"prompt {number}") for number, prompt in enumerate(listed, start=1)]
+
+
+def encode_prompt(tokenizer: Any, prompt: Prompt, number: int) -> EncodedPrompt:
+    """The tokens of a prompt; an empty one is the tokenizer's beginning-of-sequence token.
+
+    A chat ends with the template's opening of the assistant's turn; where its last message is the assistant's own, the
+    model goes on with that. Raises OptionError for a prompt that the tokenizer or its template cannot take, ModelError
+    where there is no template. `number` counts the prompts from 1 in what the errors say.
+    """
+    chat = not isinstance(prompt, str)
+    text = _render(tokenizer, prompt, number) if chat else prompt
+    # A template writes the special tokens itself.
+    tokens = [int(token) for token in tokenizer(text, add_special_tokens=not chat)["input_ids"]]
+    if not tokens:
+        start = getattr(tokenizer, "bos_token_id", None)
+        if start is None:
+            raise OptionError(
+                f"prompt {number} is empty, and the tokenizer has no token to begin with: give some text"
+            )
+        tokens = [int(start)]
+    return EncodedPrompt(str(text), tokens)
+
+
+def decode_completion(tokenizer: Any, prompt: Sequence[int], completion: Sequence[int]) -> str:
+    """The text of the generated tokens, special tokens left out.
+
+    Decoded behind the prompt's tokens: alone, many tokenizers drop the space that the completion begins with.
+    """
+
+    def decode(tokens: Sequence[int]) -> str:
+        return str(
+            tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        )
+
+    before, whole = decode(prompt), decode([*prompt, *completion])
+    return whole[len(before) :] if whole.startswith(before) else decode(completion)
+
+
+def _render(tokenizer: Any, messages: Prompt, number: int) -> str:
+    if not getattr(tokenizer, "chat_template", None):
+        raise ModelError("the tokenizer has no chat template: give the prompt as plain text, not as messages")
+    going_on = dict(messages[-1])["role"] == "assistant"
+    try:
+        return str(
+            tokenizer.apply_chat_template(
+                [dict(message) for message in messages],  # type: ignore[call-overload]
+                tokenize=False,
+                add_generation_prompt=not going_on,
+                continue_final_message=going_on,
+            )
+        )
+    except Exception as error:  # whatever the template's own code raises
+        reason = " ".join(str(error).split())
+        raise OptionError(f"prompt {number}: the chat template refuses these messages: {reason}") from error
+
+
+def _is_chat(prompt: Any) -> bool:
+    return isinstance(prompt, Sequence) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
+
+
+def _checked(prompt: Any, where: str) -> Prompt:
+    if isinstance(prompt, str):
+        return prompt
+    if not _is_chat(prompt):
+        form = 'text or a list of messages such as {"role": "user", "content": "…"}'
+        raise OptionError(f"{where} is a {type(prompt).__name__}: give {form}")
+    for message in prompt:
+        if not (
+            isinstance(message, Mapping) and isinstance(message.get("role"), str) and "content" in message
+        ):
+            raise OptionError(f"{where}: each message is an object with role and content, not {message!r}")
+    chat: Sequence[Message] = prompt
+    return chat
