@@ -89,9 +89,8 @@ std::string dtype_text(PyObject* tensor) { return py::str(py::handle(tensor).att
     throw std::invalid_argument("torch gives no access to its memory (" + reason + ")");
 }
 
-bool ask(PyObject* tensor, const char* method) {
-    static_assert(sizeof(bool) == 1);
-    PyObject* answer = PyObject_CallMethod(tensor, method, nullptr);
+bool ask(PyObject* tensor, PyObject* method) {
+    PyObject* answer = PyObject_CallMethodNoArgs(tensor, method);
     if (answer == nullptr) refuse_with_python_error();
     const bool yes = answer == Py_True;
     Py_DECREF(answer);
@@ -101,7 +100,7 @@ bool ask(PyObject* tensor, const char* method) {
 }  // namespace
 
 TensorAccess::TensorAccess(TensorAccessMethod method)
-    : tensor_type_(py::module_::import("torch").attr("Tensor")) {
+    : tensor_type_(py::module_::import("torch").attr("Tensor")), is_neg_("is_neg"), is_conj_("is_conj") {
     if (method == TensorAccessMethod::attributes) return;
     PyObject* capsule = PyObject_GetAttrString(tensor_type_.ptr(), "__dlpack_c_exchange_api__");
     if (capsule == nullptr) {
@@ -124,12 +123,12 @@ TensorAccess::TensorAccess(TensorAccessMethod method)
 PyObject* TensorAccess::first_tensor(PyObject* value) const { return find_tensor(*this, value, 0); }
 
 TensorView TensorAccess::view(PyObject* tensor, py::object& owner) const {
-    if (ask(tensor, "is_neg")) {
+    if (ask(tensor, is_neg_.ptr())) {
         owner = py::handle(tensor).attr("resolve_neg")();
         tensor = owner.ptr();
     }
     TensorView view = uses_dlpack() ? view_by_dlpack(tensor) : view_by_attributes(tensor);
-    if (view.dtype == DType::c64 && ask(tensor, "is_conj")) {
+    if (view.dtype == DType::c64 && ask(tensor, is_conj_.ptr())) {
         owner = py::handle(tensor).attr("resolve_conj")();
         view = uses_dlpack() ? view_by_dlpack(owner.ptr()) : view_by_attributes(owner.ptr());
     }

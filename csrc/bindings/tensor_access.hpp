@@ -42,6 +42,8 @@ class TensorAccess {
     static TensorView view_by_attributes(PyObject* tensor);
 
     py::object tensor_type_;
+    py::str is_neg_;  // method names, made once
+    py::str is_conj_;
     const dlpack::ExchangeApi* api_ = nullptr;
 };
 

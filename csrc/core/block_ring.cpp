@@ -36,13 +36,16 @@ BlockRing::BlockRing(std::size_t ring_bytes, std::size_t block_bytes)
     void* memory = mmap(nullptr, arena_bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED) throw std::bad_alloc();
     arena_ = static_cast<std::byte*>(memory);
-    for (std::size_t i = 0; i < blocks_.size(); ++i) {
-        blocks_[i].data = arena_ + i * block_bytes_;
-        free_.push(static_cast<std::uint32_t>(i));
-    }
+    for (std::size_t i = 0; i < blocks_.size(); ++i) blocks_[i].data = arena_ + i * block_bytes_;
 }
 
 BlockRing::~BlockRing() { munmap(arena_, arena_bytes_); }
+
+Block& BlockRing::acquire() {
+    if (const std::optional<std::uint32_t> index = free_.try_pop()) return blocks_[*index];
+    if (fresh_blocks() > 0) return blocks_[touched_++];
+    return blocks_[free_.pop()];
+}
 
 void BlockRing::submit(Block& block) { full_.push(static_cast<std::uint32_t>(&block - blocks_.data())); }
 

@@ -1,6 +1,8 @@
 // The host ring: a fixed arena of aligned blocks that travel in a circle between the taps and the writer.
 //
 // Life of a block
+//   fresh    never used: its memory has not been touched yet, and is taken only when no used block is free. A writer that
+//            keeps up so works with a few blocks, warm in the cache, and the rest of the ring costs no memory.
 //   free     in free_; nobody looks at it.
 //   filling  taken by acquire(); the producer (whoever holds the engine's producer mutex) writes bytes and
 //   segments. full     in full_, after submit(); only the writer thread reads it. free     again, after
@@ -15,6 +17,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "core/index_queue.hpp"
@@ -60,9 +63,11 @@ class BlockRing {
 
     std::size_t block_bytes() const { return block_bytes_; }
     std::size_t block_count() const { return blocks_.size(); }
-    std::size_t free_blocks() const { return free_.size(); }
+    std::size_t free_blocks() const { return free_.size() + fresh_blocks(); }
+    // The most blocks that were in use at once, give or take those that came back meanwhile.
+    std::size_t touched_blocks() const { return touched_; }
 
-    Block& acquire() { return blocks_[free_.pop()]; }
+    Block& acquire();
     void submit(Block& block);
     void stop();
 
@@ -71,10 +76,13 @@ class BlockRing {
     void recycle(Block& block);
 
   private:
+    std::size_t fresh_blocks() const { return blocks_.size() - touched_; }
+
     std::size_t block_bytes_;
     std::byte* arena_ = nullptr;
     std::size_t arena_bytes_ = 0;
     std::vector<Block> blocks_;
+    std::size_t touched_ = 0;  // blocks before this one have been used; the producer's own
     IndexQueue<> free_;
     IndexQueue<> full_;
 };

@@ -5,6 +5,18 @@
 #include <string>
 
 namespace nsf {
+namespace {
+
+bool is_contiguous(const TensorView& view) {
+    std::int64_t expected = 1;
+    for (std::size_t axis = view.shape.size(); axis-- > 0;) {
+        if (view.shape[axis] != 1 && view.strides[axis] != expected) return false;
+        expected *= view.shape[axis];
+    }
+    return true;
+}
+
+}  // namespace
 
 ElementReader::ElementReader(const TensorView& view, const Selection* selection, DType target,
                              CastRules rules)
@@ -26,6 +38,11 @@ ElementReader::ElementReader(const TensorView& view, const Selection* selection,
         table_.reserve(selection->indices.size());
         for (const std::int64_t index : selection->indices)
             table_.push_back(index * view.strides[selection->axis]);
+    }
+    if (selection == nullptr && !quantizes_ && is_contiguous(view)) {  // the common case: one run, no allocation
+        elements_ = view.elements();
+        run_ = Dimension{static_cast<std::int64_t>(elements_), 1, nullptr, false};
+        return;
     }
     for (std::size_t axis = 0; axis < rank; ++axis) {
         Dimension dimension{view.shape[axis], view.strides[axis], nullptr, false};
