@@ -7,8 +7,8 @@ import re
 import architectures
 from architectures import EXPERTS, HIDDEN, VOCAB
 
-# Layer name, component and tapped module. One that begins with a dot is below the named module, none at all is that
-# module itself. `#` is each layer.
+# Layer name, component and tapped module. A module that begins with a dot is below the layer name; where none
+# is given it is the layer name itself. `#` is each layer.
 _LLAMA = """
     model.embed_tokens                          embedding
     model.layers.#                              residual

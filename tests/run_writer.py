@@ -272,7 +272,7 @@ class RunWriter:
         (self.folder / self.metadata_file).write_text(json.dumps(front))
 
     def manifest(self, status: str, cause: str | None = None, checksums: bool = True) -> dict[str, Any]:
-        hooks = {}
+        hooks: dict[str, dict[str, Any]] = {}
         for hook in self.hooks:
             stream = 2 * self.hooks.index(self.shared.get(hook, hook))
             place = self._place(hook)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import threading
 from pathlib import Path
@@ -9,14 +10,13 @@ from typing import Any
 
 import architectures
 import msgspec
+import neuroscope_fast as nsf
 import pytest
 import torch
 from conftest import hook_state
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
-
-import neuroscope_fast as nsf
 
 RESIDUALS = "model.layers.*:residual"
 
@@ -48,9 +48,7 @@ def test_files_of_a_run(llama: nn.Module, tokens: dict[str, torch.Tensor], tmp_p
     assert nsf.render((tmp_path / "run/activation_capture.json").read_bytes()) == report
 
 
-def test_memory_and_disk_hold_the_same(
-    llama: nn.Module, tokens: dict[str, torch.Tensor], tmp_path: Path
-) -> None:
+def test_memory_and_disk_hold_the_same(llama: nn.Module, tokens: dict[str, torch.Tensor], tmp_path: Path) -> None:
     hooks = [
         RESIDUALS,
         {"layer_name": "model.layers.0.mlp", "component": "mlp", "dtype": "int8", "capture_input": True},
@@ -236,9 +234,7 @@ def test_fail_raises_at_the_tap(llama: nn.Module, tokens: dict[str, torch.Tensor
         llama(**tokens)
 
 
-def test_shards_roll_over_by_size(
-    llama: nn.Module, tokens: dict[str, torch.Tensor], tmp_path: Path
-) -> None:
+def test_shards_roll_over_by_size(llama: nn.Module, tokens: dict[str, torch.Tensor], tmp_path: Path) -> None:
     options = {"shard_bytes": 10_000, "ring_bytes": 8192, "block_bytes": 4096}
     with nsf.capture(llama, [RESIDUALS, "lm_head:logits"], out=tmp_path / "run", **options) as cap:
         for _ in range(7):
@@ -315,9 +311,7 @@ def test_usage_counts_tokens_that_the_model_read(llama: nn.Module) -> None:
     assert (usage.prompt_tokens, usage.completion_tokens, usage.total_tokens) == (6, 4, 10)
 
 
-def test_a_standing_run_is_not_overwritten(
-    llama: nn.Module, tokens: dict[str, torch.Tensor], tmp_path: Path
-) -> None:
+def test_a_standing_run_is_not_overwritten(llama: nn.Module, tokens: dict[str, torch.Tensor], tmp_path: Path) -> None:
     out = tmp_path / "run"
     out.mkdir()
     (out / "notes.txt").write_text("mine")
@@ -343,9 +337,7 @@ def test_a_standing_run_is_not_overwritten(
     assert (out / "notes.txt").read_text() == "mine"
 
 
-def test_two_captures_cannot_share_a_folder(
-    llama: nn.Module, tokens: dict[str, torch.Tensor], tmp_path: Path
-) -> None:
+def test_two_captures_cannot_share_a_folder(llama: nn.Module, tokens: dict[str, torch.Tensor], tmp_path: Path) -> None:
     with nsf.capture(llama, RESIDUALS, out=tmp_path / "run") as cap:
         with (
             pytest.raises(nsf.CaptureError, match="another capture is writing"),
@@ -359,7 +351,7 @@ def test_two_captures_cannot_share_a_folder(
 
 
 def test_wrong_use_says_so(llama: nn.Module, tmp_path: Path) -> None:
-    with pytest.raises(nsf.CaptureError, match="unknown option 'ring'.*ring_bytes"):
+    with pytest.raises(nsf.CaptureError, match=r"unknown option 'ring'.*ring_bytes"):
         nsf.capture(llama, RESIDUALS, ring=3)
     with pytest.raises(nsf.CaptureError, match="cannot store activations as 'int4'"):
         nsf.capture(llama, RESIDUALS, dtype="int4")
@@ -378,18 +370,14 @@ def test_wrong_use_says_so(llama: nn.Module, tmp_path: Path) -> None:
         _ = cap.result
     with pytest.raises(nsf.CaptureError, match="has not started"):
         _ = cap.stats
-    with cap:
+    with pytest.warns(nsf.CaptureWarning, match="never ran"), cap:
         pass
     with pytest.raises(nsf.CaptureError, match="runs once"), cap:
         pass
 
 
-def test_analysis_names_the_files(
-    llama: nn.Module, tokens: dict[str, torch.Tensor], tmp_path: Path
-) -> None:
-    with nsf.capture(
-        llama, RESIDUALS, out=tmp_path, analysis="information_flow", description="Follow it"
-    ) as cap:
+def test_analysis_names_the_files(llama: nn.Module, tokens: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    with nsf.capture(llama, RESIDUALS, out=tmp_path, analysis="information_flow", description="Follow it") as cap:
         llama(**tokens)
         cap.add_generation("a prompt", "a text", prompt_tokens=3, completion_tokens=2)
     stored = json.loads((tmp_path / "circuit_analysis_information_flow.json").read_bytes())
@@ -409,3 +397,29 @@ def test_analysis_names_the_files(
     record = stored["activations"]["model.layers.0_residual"][0]
     assert list(record)[:6] == ["hook_id", "layer_name", "component", "shape", "dtype", "is_input"]
     assert stored["hooks_used"] == 2
+
+
+def test_a_model_that_was_compiled_before_is_refused(llama: nn.Module) -> None:
+    compiled = torch.compile(llama, backend="eager")
+    with pytest.raises(nsf.HookError, match=r"compiled with torch\.compile"):
+        nsf.capture(compiled, "_orig_mod.model.layers.0:residual")  # type: ignore[arg-type]
+    model = architectures.build("llama")
+    model.get_submodule("model.layers.0").compile(backend="eager")
+    with pytest.raises(nsf.HookError, match=r"model\.layers\.0 is compiled"):
+        nsf.capture(model, "model.layers.0:mlp")
+    nsf.capture(model, "model.layers.1:mlp")
+
+
+def test_a_module_that_never_ran_is_warned_of(llama: nn.Module) -> None:
+    with (
+        pytest.warns(nsf.CaptureWarning, match=r"model\.layers\.1_mlp: the hooked modules never ran"),
+        nsf.capture(llama, ["model.layers.0:mlp", "model.layers.1:mlp"]) as cap,
+    ):
+        llama.get_submodule("model.layers.0.mlp")(torch.randn(1, 2, architectures.HIDDEN))
+    assert cap.result.manifest.warnings == ["hook 'model.layers.1_mlp' captured nothing: its module never ran"]
+
+
+def test_a_copy_of_a_hooked_model_can_be_made(llama: nn.Module, tokens: dict[str, torch.Tensor]) -> None:
+    with nsf.capture(llama, "model.layers.0:mlp:x") as cap:
+        copy.deepcopy(llama)(**tokens)
+    assert len(cap.result["x"]) == 1  # as with plain hooks, the copy has them too

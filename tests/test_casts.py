@@ -9,7 +9,6 @@ import sys
 
 import pytest
 import torch
-
 from neuroscope_fast import _core
 from neuroscope_fast.environment import float8_rules
 

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import architectures
+import neuroscope_fast as nsf
 import pytest
 import torch
-from torch import nn
-
-import neuroscope_fast as nsf
 from neuroscope_fast.model_map import Place, components, resolve_hooks
+from torch import nn
 
 
 def first_tensor(value: Any) -> torch.Tensor | None:

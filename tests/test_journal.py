@@ -111,13 +111,14 @@ def test_a_data_start_that_no_writer_makes(start: int) -> None:
 
 
 def _record(
+    *,
     stream: int = 5,
     source: int = 1,
     rank: int = 1,
     shape: tuple[int, ...] = (2,),
     offset: int = 0,
     size: int = 8,
-):
+) -> bytes:
     front = struct.pack("<BIIIIBBH", 3, stream, 0, 0, 0, 0, source, rank)
     return journal_entry(front + struct.pack(f"<{len(shape)}QQQI", *shape, offset, size, 0))
 

@@ -23,12 +23,9 @@ def test_examples(parts: KeyParts, key: str) -> None:
     assert parse_tensor_key(key) == parts
 
 
-@given(HOOK_IDS, COUNTS, COUNTS, COUNTS, st.booleans(), st.booleans())
-def test_every_key_reads_back(
-    hook_id: str, step: int, prompt: int, call: int, is_input: bool, is_scale: bool
-) -> None:
-    key = tensor_key(hook_id, step, prompt=prompt, call=call, is_input=is_input, is_scale=is_scale)
-    assert parse_tensor_key(key) == KeyParts(hook_id, prompt, call, step, is_input, is_scale)
+@given(st.builds(KeyParts, HOOK_IDS, COUNTS, COUNTS, COUNTS, st.booleans(), st.booleans()))
+def test_every_key_reads_back(parts: KeyParts) -> None:
+    assert parse_tensor_key(tensor_key(**parts._asdict())) == parts
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,7 @@ def test_a_file_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     replace_file(file, b"new")
     assert file.read_bytes() == b"new"
 
-    def disk_full(descriptor: int) -> None:
+    def disk_full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", disk_full)

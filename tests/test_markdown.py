@@ -4,31 +4,28 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
-
 from neuroscope_fast.markdown import inline, paragraph
 
 # What Markdown is made of, so that a few hundred examples find what random text would not.
-PIECES = st.sampled_from(
-    r"\ ` `` ``` ~~~ * ** _ __ # ## - + 1. 2) > | : --- === - = | | |---| [ ] ( ) ![ ]( ][ <b> </b> <!-- &amp; &#33; ~~ "
-    r"a word 7 http://x.y \* \\ ] [a]: $ $$ { } ! é 你 🙂".split(" ")
-    + [
-        "\n",
-        "\n",
-        "\n\n",
-        " ",
-        "  ",
-        "    ",
-        "\t",
-        "\r",
-        "\r\n",
-        "\x0b",
-        "\x00",
-        "\x1b[31m",
-        "\u2028",
-        "\ud800",
-        "",
-    ]
-)
+SYNTAX = r"""\ ` `` ``` ~~~ ~~ * ** _ __ # ## - + 1. 2) > | : --- === = |---| [ ] ( ) ![ ]( ][ [a]: <b>
+    </b> <!--    &amp; &#33; a word 7 http://x.y \* \\ $ $$ { } ! é 你 🙂"""
+SPACES = [
+    "\n",
+    "\n\n",
+    " ",
+    "  ",
+    "    ",
+    "\t",
+    "\r",
+    "\r\n",
+    "\x0b",
+    "\x00",
+    "\x1b[31m",
+    "\u2028",
+    "\ud800",
+    "",
+]
+PIECES = st.sampled_from([*SYNTAX.split(), *SPACES])
 TEXTS = st.lists(PIECES | st.text(max_size=3), max_size=20).map("".join)
 
 
@@ -104,7 +101,7 @@ def test_a_line_stays_one(text: str) -> None:
     "text",
     [
         "model.layers.2.self_attn_attention",
-        "Recursion is a method where a function calls itself. For instance, a factorial function.\nAssistant: ...",
+        "Recursion is a method where a function calls itself. For instance, a factorial.\nAssistant: ...",
         "2025-08-18T02:20:13.943133",
         "a - b + c = d > e, 3 | 4: f(x) & g(y)! #1 [0] ~ ünïcode 你好 🙂",
         'don\'t "quote" me',

@@ -159,6 +159,88 @@ def test_experts_that_are_modules() -> None:
     assert "has no 'neuron'" in refused(model, "transformer.h.0:neuron")
 
 
+class Hybrid(nn.Module):
+    """Each layer does one of the two, as in Nemotron-H."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(16)
+        self.mixer = inner
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.mixer(self.norm(x))
+
+
+class HybridBlock(Hybrid):
+    pass
+
+
+def test_layers_that_do_one_thing_each() -> None:
+    class MixerMLP(nn.Sequential):
+        pass
+
+    class StateSpace(nn.Linear):
+        pass
+
+    class Mamba(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.in_proj = StateSpace(16, 16)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.in_proj(x)
+
+    mlp = MixerMLP(nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 16))
+    model = TinyGPT()
+    model.transformer["h"] = nn.ModuleList(
+        [HybridBlock(Attention(16)), HybridBlock(mlp), HybridBlock(Mamba())]
+    )
+    rows = [row for row in components(model) if row[0].startswith("transformer.h") and row[1] != "layernorm"]
+    assert rows == [
+        ("transformer.h.0", "residual", "transformer.h.0"),
+        ("transformer.h.0", "attention", "transformer.h.0.mixer"),
+        ("transformer.h.1", "residual", "transformer.h.1"),
+        ("transformer.h.1", "mlp", "transformer.h.1.mixer"),
+        ("transformer.h.1", "neuron", "transformer.h.1.mixer.2"),
+        ("transformer.h.2", "residual", "transformer.h.2"),
+    ]
+    assert ids(model, "transformer.h.*:attention") == ["transformer.h.0_attention"]
+
+
+def test_a_block_that_stands_in_no_list_is_a_layer_too() -> None:
+    model = nn.Module()
+    model.first = Block(16)
+    assert ("first", "residual", "first") in components(model)
+    model = nn.Module()
+    model.first = Hybrid(Attention(16))  # attention alone: nothing says that it is a layer, save the user
+    assert not [row for row in components(model) if row[1] == "residual"]
+    assert place_of(model, "first:residual") == Place("first", "output")
+    assert place_of(model, "first:attention") == Place("first.mixer", "output")
+    assert "has no 'mlp'" in refused(model, "first:mlp")
+
+
+class GatedMLP(nn.Module):
+    """Its second linear layer is not the last, whatever other MLPs call theirs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2, self.fc3 = nn.Linear(8, 20), nn.Linear(8, 20), nn.Linear(20, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc3(self.fc1(x).sigmoid() * self.fc2(x))
+
+
+def test_the_down_projection_is_not_taken_by_its_name_alone() -> None:
+    model = nn.ModuleDict({"mlp": GatedMLP()})
+    assert place_of(model, "mlp:neuron") == Place("mlp.fc3", "input")
+
+
+def test_names_that_cannot_be_hook_ids() -> None:
+    model = nn.ModuleDict({"a/b": nn.Linear(2, 2)})
+    assert "hook_id 'a/b_mlp' holds a '/'" in refused(model, "a/b:mlp")
+    assert ids(model, "a/b:mlp:ab") == ["ab"]
+
+
 class Cyclic(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -10,10 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import neuroscope_fast as nsf
 import pytest
 import torch
-
-import neuroscope_fast as nsf
 
 PRELUDE = """
 import os, signal, sys

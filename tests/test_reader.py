@@ -1,20 +1,15 @@
-"""Opening a run, in whatever state it is, and what is no run."""
+"""Opening a run, and what is no run."""
 
-import fcntl
 import json
-import os
 import re
 import subprocess
 import sys
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 from neuroscope_fast.errors import RunError
-from neuroscope_fast.reader import HookNotCaptured, Run, RunIncompleteWarning, open_run
+from neuroscope_fast.reader import HookNotCaptured, open_run
 from neuroscope_fast.records import ActivationCapture, CircuitAnalysis
 from run_writer import NAMES, RunWriter, bytes_of, random_tensor
 
@@ -29,17 +24,6 @@ def generation(folder: Path, steps: int = 4, **options: object) -> RunWriter:
                     hook, random_tensor((1, 1 if step else 7, 8), "float32", 10 * step + seed), step=step
                 )
     return writer
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """As the process that writes a run holds its directory."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def test_a_complete_run(tmp_path: Path) -> None:
@@ -205,87 +189,6 @@ def test_keys_that_a_later_version_adds_are_passed_over(tmp_path: Path) -> None:
     assert len(open_run(folder)["layer_2"]) == 4
 
 
-@pytest.mark.parametrize("status", ["interrupted", "failed"])
-def test_a_run_that_was_closed_early_says_so(status: str, tmp_path: Path) -> None:
-    folder = generation(tmp_path).close(status, "no space left on device")
-    with pytest.warns(
-        RunIncompleteWarning, match=r"\(no space left on device\); 8 records are whole$"
-    ) as caught:
-        run = open_run(folder)
-    assert [str(warning.message) for warning in caught] == [run.notice]
-    assert caught[0].filename == __file__
-    assert run.status == status
-    assert len(run["layer_2"].cat()[0]) == 10
-
-
-def test_a_failed_run_with_an_open_shard_gives_both_parts(tmp_path: Path) -> None:
-    whole, cut = generation(tmp_path / "whole"), generation(tmp_path / "cut")
-    file = "activations-float32-00000.safetensors"
-    for item in cut.shards[file][5:]:
-        cut.records[item.hook_id].pop()
-    whole.kill()
-    for ending in (".partial", ".journal"):
-        (tmp_path / "whole" / (file + ending)).rename(tmp_path / "cut" / (file + ending))
-    cut.write_metadata()
-    cut.write_manifest("failed", "disk full", checksums=False)
-    with pytest.warns(RunIncompleteWarning, match="failed \\(disk full\\); 8 records are whole"):
-        run = open_run(tmp_path / "cut")
-    assert [record.step for record in run["layer_2"].records] == [0, 1, 2, 3]
-    assert run["layer_10"].cat().shape == (1, 10, 8)
-
-
-def test_a_failed_run_whose_metadata_is_torn_is_rebuilt(tmp_path: Path) -> None:
-    folder = generation(tmp_path).close("failed", "disk full")
-    file = folder / "activation_capture.json"
-    file.write_text(file.read_text()[:99])
-    with pytest.warns(RunIncompleteWarning, match="8 records are whole"):
-        assert len(open_run(folder).records) == 8
-
-
-def test_a_run_that_is_still_written(tmp_path: Path) -> None:
-    folder = generation(tmp_path).kill()
-    with (
-        locked(folder),
-        pytest.warns(RunIncompleteWarning, match=r"is still being written; 8 records are whole$"),
-    ):
-        run = open_run(folder)
-    assert run.status == "writing"
-    assert run["layer_2"].cat().shape == (1, 10, 8)
-
-
-def test_a_shard_that_is_published_while_the_run_is_open(tmp_path: Path) -> None:
-    writer = generation(tmp_path)
-    folder = writer.kill()
-    with locked(folder), pytest.warns(RunIncompleteWarning):
-        run = open_run(folder)
-    for file in folder.glob("activations-*"):
-        file.unlink()
-    writer.close()
-    assert run["layer_2"].cat().shape == (1, 10, 8)
-
-
-def test_a_run_that_is_closed_while_it_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    writer = generation(tmp_path)
-    folder = writer.kill()
-
-    def lock_that_is_released(descriptor: int, operation: int) -> None:
-        assert operation == fcntl.LOCK_SH | fcntl.LOCK_NB
-        writer.close()
-
-    monkeypatch.setattr(fcntl, "flock", lock_that_is_released)
-    assert open_run(folder).status == "complete"
-
-
-def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_locks(descriptor: int, operation: int) -> None:
-        raise OSError(95, "Operation not supported")
-
-    folder = generation(tmp_path).kill()
-    monkeypatch.setattr(fcntl, "flock", no_locks)
-    with pytest.warns(RunIncompleteWarning, match="the process that wrote it is gone"):
-        assert open_run(folder).status == "interrupted"
-
-
 def test_opening_needs_neither_the_native_module_nor_torch(tmp_path: Path) -> None:
     folder = generation(tmp_path).close()
     program = (
@@ -294,17 +197,4 @@ def test_opening_needs_neither_the_native_module_nor_torch(tmp_path: Path) -> No
         f"assert len(open_run({str(folder)!r}).records) == 8\n"
         f"assert render({str(folder / 'activation_capture.json')!r}).startswith('# Activation Capture')\n"
     )
-    package = Path(sys.modules[Run.__module__].__file__ or "").parent
-    # The package's __init__ may import what it likes: what is checked is that these modules do not.
-    program = f"import types; p = types.ModuleType('neuroscope_fast'); p.__path__ = [{str(package)!r}]\n" + (
-        f"import sys; sys.modules['neuroscope_fast'] = p\n{program}"
-    )
     subprocess.run([sys.executable, "-W", "error", "-c", program], check=True)
-
-
-def test_the_warning_can_be_silenced(tmp_path: Path) -> None:
-    folder = generation(tmp_path).kill()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RunIncompleteWarning)
-        run = open_run(folder)
-    assert run.notice is not None

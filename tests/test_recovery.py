@@ -104,7 +104,7 @@ def test_int8_records_need_their_scales(tmp_path: Path) -> None:
     writer.shards[FILE].pop()  # the scales of the last step were still in the ring
     run = open_killed(writer.kill())
     assert run.notice is not None
-    assert "h/000002 is left out: its scales are not there" in run.notice
+    assert "1 int8 records are left out, their scales are not there" in run.notice
     assert [tensor.dtype for tensor in run["h"]] == [torch.float32] * 2
 
 
@@ -222,7 +222,7 @@ def test_tensors_of_no_hook_and_unknown_positions_are_said(tmp_path: Path) -> No
     found = recover(folder, manifest, published=True)
     assert found.problems == [
         "4 tensors belong to no hook of the manifest",
-        "the positions that a stored are not known",
+        "which positions a stored is not known",
     ]
     assert list(found.activations) == ["a"]
 

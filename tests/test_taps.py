@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import neuroscope_fast as nsf
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutput
-
-import neuroscope_fast as nsf
 
 
 class Echo(nn.Module):
@@ -192,7 +191,7 @@ UNREADABLE: dict[str, Callable[[], torch.Tensor]] = {
 def test_unreadable_tensors_are_refused_by_name(kind: str, access: str) -> None:
     model = Echo()
     with (
-        pytest.raises(nsf.CaptureError, match="hook 'x' on layer 'body'.*cannot be captured") as caught,
+        pytest.raises(nsf.CaptureError, match=r"hook 'x' on layer 'body'.*cannot be captured") as caught,
         nsf.capture(model, "body:mlp:x", tensor_access=access),
     ):
         model(UNREADABLE[kind]())
@@ -205,7 +204,10 @@ def test_fake_tensor_is_refused(access: str) -> None:
     with FakeTensorMode():
         fake = torch.empty(3, 4)
     model = Echo()
-    with pytest.raises(nsf.CaptureError, match="cannot be captured"), nsf.capture(model, "body:mlp:x"):
+    with (
+        pytest.raises(nsf.CaptureError, match="cannot be captured"),
+        nsf.capture(model, "body:mlp:x", tensor_access=access),
+    ):
         model(fake)
 
 
@@ -251,8 +253,8 @@ def strided(draw: st.DrawFn) -> torch.Tensor:
     sizes = [draw(st.integers(0, 5)) for _ in range(rank)]
     steps = [draw(st.integers(1, 3)) for _ in range(rank)]
     dtype = draw(st.sampled_from([torch.float32, torch.bfloat16, torch.int64, torch.uint8]))
-    base = torch.arange(int(torch.tensor([n * s for n, s in zip(sizes, steps)]).prod()) if rank else 1)
-    view = base.to(dtype).reshape([n * s for n, s in zip(sizes, steps)])
+    base = torch.arange(int(torch.tensor([n * s for n, s in zip(sizes, steps, strict=True)]).prod()) if rank else 1)
+    view = base.to(dtype).reshape([n * s for n, s in zip(sizes, steps, strict=True)])
     view = view[tuple(slice(None, None, s) for s in steps)] if rank else view
     view = view.permute(draw(st.permutations(range(rank))))
     if draw(st.booleans()):
@@ -261,16 +263,14 @@ def strided(draw: st.DrawFn) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def session_model() -> Iterator[Echo]:
-    yield Echo()
+def session_model() -> Echo:
+    return Echo()
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(tensor=strided(), access=st.sampled_from(["dlpack", "attributes"]))
 def test_any_strides(session_model: Echo, tensor: torch.Tensor, access: str) -> None:
-    with nsf.capture(
-        session_model, "body:mlp:x", tensor_access=access, ring_bytes=8192, block_bytes=4096
-    ) as cap:
+    with nsf.capture(session_model, "body:mlp:x", tensor_access=access, ring_bytes=8192, block_bytes=4096) as cap:
         session_model(tensor)
     got = cap.result["x"][0]
     assert got.shape == tensor.shape

@@ -71,7 +71,7 @@ def test_checksums_that_are_none(tmp_path: Path) -> None:
     folder = written(tmp_path).close()
     manifest = folder / "capture.json"
     manifest.write_text(manifest.read_text().replace('"a/000000": "', '"a/000000": "x'))
-    with pytest.raises(RunError, match="checksums in capture.json cannot be read"):
+    with pytest.raises(RunError, match=r"checksums in capture\.json cannot be read"):
         open_run(folder).verify()
 
 

@@ -64,6 +64,8 @@ def test_a_wrapped_model_keeps_its_components() -> None:
             return self.inner(**forward)
 
     model = Wrapper(build("llama")).eval()
+    t5 = Wrapper(build("t5"))
+    assert "in its place" in refused(t5, "inner.shared:embedding")
     place = place_of(model, "inner.lm_head:logits")
     assert place == Place("inner", "output", "logits")
     assert values(model, "llama", place)[0].shape[-1] == VOCAB

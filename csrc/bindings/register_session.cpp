@@ -191,6 +191,7 @@ void register_session(py::module_& module) {
             "tap",
             [](const std::shared_ptr<Session>& session, std::size_t index, bool is_input, bool in_encoder,
                const std::string& field, const std::string& description, const py::list& rules) {
+                if (index >= session->fired.size()) throw std::invalid_argument("no such tap");
                 Tap tap{session, index, is_input, in_encoder, field, description, {}};
                 for (const py::handle rule : rules) {
                     const auto parts = rule.cast<py::tuple>();
@@ -223,6 +224,10 @@ void register_session(py::module_& module) {
             "close", [](Session& session) { session.engine.close(); }, Released())
         .def("records", &records)
         .def("dropped", &dropped)
+        .def("fired",
+             [](const Session& session) {
+                 return std::vector<std::uint64_t>(session.fired.begin(), session.fired.end());
+             })
         .def("stats", &stats)
         .def("slab",
              [](const Session& session, std::uint32_t number) { return session.engine.slab(number); });

@@ -2,6 +2,7 @@
 // tensors.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -17,11 +18,12 @@ namespace nsf {
 
 struct Session {
     Session(EngineOptions options, std::vector<Stream> streams, std::size_t taps, TensorAccessMethod method)
-        : engine(std::move(options), std::move(streams)), clock(taps), access(method) {}
+        : engine(std::move(options), std::move(streams)), clock(taps), access(method), fired(taps) {}
 
     Engine engine;
     StepClock clock;
     TensorAccess access;
+    std::vector<std::atomic<std::uint64_t>> fired;  // by tap: the calls of its module
 };
 
 // One stream that a tap feeds: when, what of the tensor, and as what.

@@ -93,6 +93,7 @@ void store(Tap& tap, const Step& step, const TensorView& view) {
 
 void run_tap(Tap& tap, PyObject* const* arguments, Py_ssize_t count) {
     const auto start = Clock::now();
+    tap.session->fired[tap.index].fetch_add(1, std::memory_order_relaxed);
     Step& step = tap.session->clock.fire(tap.index);
     bool wanted = false;
     for (const TapRule& rule : tap.rules) wanted = wanted || rule.wants(step);

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from . import demo
 from .capture import Capture, CaptureOptions, capture
-from .errors import CaptureError, HookError, ModelError, NeuroscopeError, RunError
+from .errors import CaptureError, CaptureWarning, HookError, ModelError, NeuroscopeError, RunError
 from .reader import Run, RunIncompleteWarning
 from .reader import open_run as open
 from .records import json_schema
@@ -18,6 +18,7 @@ __all__ = [
     "Capture",
     "CaptureError",
     "CaptureOptions",
+    "CaptureWarning",
     "HookError",
     "HookSpec",
     "ModelError",

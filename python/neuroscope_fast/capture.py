@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -18,9 +19,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from .collect import Collected, checksums_of, collect, collect_dropped
+from .collect import Collected, checksums_of, collect, collect_dropped, never_ran
 from .environment import float8_rules, model_info, versions
-from .errors import CaptureError, OptionError
+from .errors import CaptureError, CaptureWarning, OptionError
 from .manifest import INDEX_FILE, Counters, Manifest, ManifestHook, Status, encode_index
 from .records import (
     ActivationCapture,
@@ -110,10 +111,8 @@ def capture(
 class Capture:
     """A capture of one model. Made by `capture()`; runs once, as a context manager."""
 
-    def __init__(
-        self, model: nn.Module, hooks: Hooks, out: Path | None, options: CaptureOptions, *, overwrite: bool
-    ):
-        from .hooks import make_plan
+    def __init__(self, model: nn.Module, hooks: Hooks, out: Path | None, options: CaptureOptions, *, overwrite: bool):
+        from .hooks import make_plan, refuse_compiled
         from .model_map import resolve_hooks
 
         self.options = options
@@ -122,6 +121,7 @@ class Capture:
         self._overwrite = overwrite
         self._metadata_file = metadata_file_name(options.analysis)
         self._plan = make_plan(resolve_hooks(model, hooks), options.dtype)
+        refuse_compiled(model, self._plan)
         self._running: _Running | None = None
         self._result: Run | None = None
 
@@ -146,9 +146,7 @@ class Capture:
         """What runs from here on belongs to the next prompt: its steps are counted from 0 again."""
         self._entered().session.next_prompt()
 
-    def add_generation(
-        self, prompt: str, generated_text: str, *, prompt_tokens: int, completion_tokens: int
-    ) -> None:
+    def add_generation(self, prompt: str, generated_text: str, *, prompt_tokens: int, completion_tokens: int) -> None:
         """Say what text the model read and wrote; without it the metadata counts the tokens that went through."""
         usage = Usage(prompt_tokens, completion_tokens, prompt_tokens + completion_tokens)
         self._entered().generations.append(Generation(prompt, generated_text, usage))
@@ -174,6 +172,7 @@ class Capture:
         try:
             if error is None:
                 self._result = running.finish("complete", None)
+                running.warn()
             else:
                 text = " ".join(f"{type(error).__name__}: {error}".split())
                 self._result = running.finish("interrupted", text)
@@ -277,9 +276,7 @@ class _Running:
 
         detach(self._removers)
         with self._lock:
-            if (
-                self._finished or os.getpid() != self._process
-            ):  # a forked child must not touch the parent's files
+            if self._finished or os.getpid() != self._process:  # a forked child must not touch the parent's files
                 return self.result
             self._finished = True
         try:
@@ -314,11 +311,7 @@ class _Running:
             cause=cause,
             closed=datetime.now().isoformat(),
             counters=self.counters(),
-            warnings=[
-                f"hook {hook_id!r} captured nothing"
-                for hook_id, records in collected.activations.items()
-                if not records
-            ],
+            warnings=self._warnings(collected),
             dropped=collect_dropped(self.session, self.plan),
             checksums=checksums_of(collected),
         )
@@ -338,13 +331,29 @@ class _Running:
         directory.write_manifest(self.manifest)
         directory.remove_journals(collected.checksums)
 
+    def warn(self) -> None:
+        """Tell of hooks whose module never ran: most likely the model that ran is not the one that was hooked."""
+        silent = never_ran(self.plan, self.session)
+        if silent:
+            shown = ", ".join(silent[:4]) + (f" and {len(silent) - 4} more" if len(silent) > 4 else "")
+            warnings.warn(
+                f"nothing was captured for {shown}: the hooked modules never ran "
+                "(a model compiled with torch.compile before the capture does not call hooks)",
+                CaptureWarning,
+                stacklevel=3,
+            )
+
+    def _warnings(self, collected: Collected) -> list[str]:
+        silent = set(never_ran(self.plan, self.session))
+        return [
+            f"hook {hook_id!r} captured nothing" + (": its module never ran" if hook_id in silent else "")
+            for hook_id, records in collected.activations.items()
+            if not records
+        ]
+
     def _metadata(self, collected: Collected) -> Metadata:
         generations = self.generations
-        usage = (
-            Usage(*map(sum, zip(*(msgspec.structs.astuple(each.usage) for each in generations))))
-            if generations
-            else self._observer.usage()
-        )
+        usage = _sum(each.usage for each in generations) if generations else self._observer.usage()
         common: dict[str, Any] = {
             "timestamp": self.manifest.created,
             "generated_text": "\n\n".join(each.generated_text for each in generations),
@@ -367,9 +376,7 @@ class _Running:
             "generations": generations if len(generations) > 1 else [],
         }
         if self.options.analysis is None:
-            return ActivationCapture(
-                demo_type="activation_capture", total_hooks=len(self.plan.hooks), **common
-            )
+            return ActivationCapture(demo_type="activation_capture", total_hooks=len(self.plan.hooks), **common)
         return CircuitAnalysis(
             demo_type="circuit_analysis",
             analysis_name=self.options.analysis,
@@ -382,3 +389,12 @@ class _Running:
 def _module_of(hook: Any) -> str:
     place = hook.output or hook.input
     return str(place.module)
+
+
+def _sum(usages: Iterable[Usage]) -> Usage:
+    each = list(usages)
+    return Usage(
+        sum(usage.prompt_tokens for usage in each),
+        sum(usage.completion_tokens for usage in each),
+        sum(usage.total_tokens for usage in each),
+    )

@@ -108,9 +108,7 @@ def collect(session: Session, plan: Plan, *, on_disk: bool, published: Callable[
         for number, is_input in users[record.stream]:
             hook = hooks[number]
             if stored is not None:
-                own = tensor_key(
-                    hook.hook_id, record.step, prompt=record.prompt, call=record.call, is_input=is_input
-                )
+                own = tensor_key(hook.hook_id, record.step, prompt=record.prompt, call=record.call, is_input=is_input)
                 collected.tensors[own] = stored
                 if quantised:
                     collected.tensors[f"{own}/scale"] = held[f"{key}/scale"]
@@ -164,3 +162,14 @@ def collect_dropped(session: Session, plan: Plan) -> list[Dropped]:
 def checksums_of(collected: Collected) -> Checksums:
     """The manifest's table."""
     return Checksums.of(collected.checksums)
+
+
+def never_ran(plan: Plan, session: Session) -> list[str]:
+    """The ids of hooks none of whose modules were called. Experts are left out: a router may pass one over."""
+    fired = session.fired()
+    ran = {stream for tap, calls in zip(plan.taps, fired, strict=True) if calls for stream in tap.streams.values()}
+    return [
+        each.hook.hook_id
+        for each in plan.hooks
+        if each.hook.component != "expert" and not {each.input, each.output} & ran
+    ]

@@ -62,6 +62,5 @@ def float8_rules() -> tuple[bool, bool]:
 
     beyond = torch.tensor([1e6])
     return tuple(  # type: ignore[return-value]
-        bool(torch.isfinite(beyond.to(dtype).float()).all())
-        for dtype in (torch.float8_e4m3fn, torch.float8_e5m2)
+        bool(torch.isfinite(beyond.to(dtype).float()).all()) for dtype in (torch.float8_e4m3fn, torch.float8_e5m2)
     )

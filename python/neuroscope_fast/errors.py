@@ -1,4 +1,4 @@
-"""The exceptions of neuroscope-fast. Every message is one line that names the cause and, where there is one, the mend."""
+"""The exceptions of neuroscope-fast. Every message is one line: the cause and, where there is one, the mend."""
 
 from __future__ import annotations
 
@@ -21,6 +21,10 @@ class RunError(NeuroscopeError):
 
 class ModelError(NeuroscopeError):
     """A model or tokenizer cannot be loaded."""
+
+
+class CaptureWarning(UserWarning):
+    """A capture went through, and something about it is probably not what was meant."""
 
 
 class OptionError(CaptureError, ValueError):

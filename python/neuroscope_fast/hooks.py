@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from .errors import HookError
 from .model_map import Place, ResolvedHook
 from .positions import position_slice
 
@@ -131,6 +132,22 @@ def detach(removers: list[Callable[[], None]]) -> None:
     """Take off what `attach_taps` put on."""
     while removers:
         removers.pop()()
+
+
+def refuse_compiled(model: nn.Module, plan: Plan) -> None:
+    """Raise HookError where a hooked place lies in a module that torch.compile has compiled: it would not be called."""
+    compiled = {
+        path
+        for path, module in model.named_modules()
+        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+    }
+    for tap in plan.taps:
+        for path in compiled:
+            if path in ("", tap.place.module) or tap.place.module.startswith(f"{path}."):
+                raise HookError(
+                    f"{tap.description}: {path or 'the model'} is compiled with torch.compile, and compiled code does "
+                    "not call hooks that are added later: capture it before that, or compile it inside the block"
+                )
 
 
 def encoder_of(model: nn.Module) -> nn.Module | None:

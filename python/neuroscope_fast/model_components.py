@@ -203,8 +203,7 @@ class ModelComponents:
         nodes = list(_outermost(region))
 
         def add(name: str, node: Node, among: list[Node], *, outside: bool = True) -> None:
-            """`outside`: the layer stands for it; it does so by its path if the component is the only one
-            there."""
+            """`outside`: what holds it stands for it. The layer does so in the listing where it is alone."""
             alone = outside and region.is_layer and among == [node]
             reach = node.depth if top is None or not outside else top
             self._add(name, node, region.path if alone else node.path, reach)
@@ -263,22 +262,23 @@ class ModelComponents:
 
 
 def down_projection(mlp: Node) -> Node | None:
-    """The linear layer that takes an MLP's activations back to the hidden size, or None where none can be
-    told.
+    """The linear layer that takes an MLP's activations back to the hidden size; None where none can be told.
 
-    It is known by its name; failing that, it is the last linear layer that gives the size which the first one
-    takes.
+    It gives the size that the first linear layer takes. Of several that do it is the one with the usual name,
+    else the last.
     """
     linear = list(_linear_layers(mlp))
+    sizes = [size(node) for node in linear]
+    back = [
+        node
+        for node, shape in zip(linear, sizes, strict=True)
+        if sizes[0] is None or shape is None or shape[1] == sizes[0][0]
+    ]
     for name in DOWN_PROJECTIONS:
-        named = [node for node in linear if node.name.lower() == name]
+        named = [node for node in back if node.name.lower() == name]
         if len(named) == 1:
             return named[0]
-    sizes = [size(node) for node in linear]
-    for node, shape in reversed(list(zip(linear, sizes, strict=True))[1:]):
-        if sizes[0] is None or shape is None or shape[1] == sizes[0][0]:
-            return node
-    return None
+    return back[-1] if back and back[-1] is not linear[0] else None
 
 
 def _linear_layers(node: Node) -> Iterator[Node]:

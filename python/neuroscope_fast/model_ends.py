@@ -29,10 +29,11 @@ def token_embeddings(nodes: dict[str, Node]) -> tuple[list[Node], dict[str, list
             if found is not None and found.kind is Kind.EMBEDDING:
                 named[found] = None
                 break
-    own = _ask(nodes[""], "get_input_embeddings", by_module)
-    if own is None or own.kind is not Kind.EMBEDDING:
+    asked = (_ask(node, "get_input_embeddings", by_module) for node in nodes.values())
+    own = next((found for found in asked if found is not None), None)  # that of the outermost model
+    if own is not None and own.kind is not Kind.EMBEDDING:
         own = None
-    elif not named:
+    if own is not None and not named:
         named[own] = None
     if not named:
         named = dict.fromkeys(node for node in nodes.values() if _embeds_tokens(node))

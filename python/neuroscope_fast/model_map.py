@@ -139,7 +139,7 @@ def _expand(
 def _hook(spec: HookSpec, node: Node, component: Component, hook_id: str | None) -> ResolvedHook:
     if hook_id is None:
         hook_id = f"{node.path}_{component.name}"
-    check_hook_id(hook_id, f'hook "{node.path}:{component.name}"')
+    check_hook_id(hook_id, f"hook {f'{node.path}:{component.name}'!r}")
     return ResolvedHook(
         hook_id=hook_id,
         layer_name=node.path,

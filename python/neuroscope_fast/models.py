@@ -1,5 +1,7 @@
-"""Loads a causal language model with its tokenizer: the embedded one, one in a local folder, or one of the Hugging
-Face Hub. torch and transformers are imported when something is loaded.
+"""Loads a causal language model and its tokenizer: the embedded one, or from a folder, or from the Hugging
+Face Hub.
+
+torch and transformers are imported when something is loaded.
 """
 
 from __future__ import annotations
@@ -61,8 +63,8 @@ def load_model(
         trust_remote_code: run code that comes with the model.
         tokenizer: the tokenizer, or where to load it from; None takes the model's own.
 
-    Raises ModelError, in one line, where it cannot be loaded; a model that is not on this machine while the Hub
-    cannot be reached is one case of it, and is told within seconds. Raises OptionError for an unknown dtype.
+    Raises ModelError, in one line, where it cannot be loaded; that a model is not on this machine while the
+    Hub cannot be reached is told within seconds. Raises OptionError for an unknown dtype.
     """
     chosen = _weight_dtype(dtype)
     if os.fspath(name) == EMBEDDED:
@@ -92,7 +94,8 @@ def load_tokenizer(tokenizer: Any) -> Any:
 def load_skeleton(
     name: str | os.PathLike[str], *, revision: str | None = None, trust_remote_code: bool = False
 ) -> nn.Module:
-    """The model's modules without its weights (on torch's meta device): what `components` needs, whatever its size.
+    """The model's modules without its weights, on torch's meta device: quick and small whatever the model's
+    size.
 
     A model that cannot be built so is loaded whole. Raises ModelError as `load_model` does.
     """
@@ -111,8 +114,8 @@ def load_skeleton(
     )
     try:
         with torch.device("meta"):
-            model: nn.Module = AutoModelForCausalLM.from_config(config, **options)
-            return model
+            build: Callable[..., nn.Module] = AutoModelForCausalLM.from_config
+            return build(config, **options)
     except Exception:  # models that look at their weights as they are built, each with an error of its own
         return load_model(name, revision=revision, trust_remote_code=trust_remote_code).model
 
@@ -184,14 +187,14 @@ def _find(name: str | os.PathLike[str], revision: str | None) -> _Source:
         raise ModelError(f"{folder} is a file: give the folder that holds the model and its config.json")
     if not isinstance(name, str) or not _HUB_ID.fullmatch(text) or text.startswith("."):
         raise ModelError(
-            f"there is no folder {text!r}, and it is no id on the Hugging Face Hub (such as ORGANISATION/NAME)"
+            f"there is no folder {text!r}, and it is no Hugging Face Hub id (such as ORGANISATION/NAME)"
         )
     return _find_on_hub(text, revision)
 
 
 def _find_on_hub(name: str, revision: str | None) -> _Source:
-    """One question to the Hub tells whether the model is there, and whether the network is: asking for the files at
-    once would repeat a failing request for the better part of a minute.
+    """One question to the Hub tells whether the model is there, and whether the network is: asking for the
+    files at once would repeat a failing request for the better part of a minute.
     """
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
     from huggingface_hub.errors import (
@@ -210,7 +213,8 @@ def _find_on_hub(name: str, revision: str | None) -> _Source:
             return _Source(name, local_files_only=False)
         except GatedRepoError:
             raise ModelError(
-                f"model {name} is gated: ask for access at https://huggingface.co/{name} and log in with `hf auth login`"
+                f"model {name} is gated: ask for access at https://huggingface.co/{name}, "
+                "and log in with `hf auth login`"
             ) from None
         except RepositoryNotFoundError:
             raise ModelError(

@@ -36,6 +36,10 @@ class PassObserver:
         self._prefill_tokens = 0
         self._decode_tokens = 0
 
+    def __deepcopy__(self, _memo: dict[int, Any]) -> PassObserver:
+        """A copy that a user makes of a hooked model shares the observer, as it shares the taps."""
+        return self
+
     def usage(self) -> Usage:
         """The tokens that the model has read: padding not counted, and the last sampled token of a generation, which
         the model never reads, neither.
@@ -48,9 +52,7 @@ class PassObserver:
         """The hooks that open a pass; to be put on before any tap. Gives their removers."""
         removers = [model.register_forward_pre_hook(self._begin, with_kwargs=True).remove]
         if self._encoder is not None:
-            removers.append(
-                self._encoder.register_forward_pre_hook(self._begin_encoder, with_kwargs=True).remove
-            )
+            removers.append(self._encoder.register_forward_pre_hook(self._begin_encoder, with_kwargs=True).remove)
         return removers
 
     def attach_last(self, model: nn.Module) -> list[Callable[[], None]]:
@@ -90,13 +92,16 @@ class PassObserver:
             return 0
         try:
             return int(cache.get_seq_length())
-        except (AttributeError, ValueError):  # a tuple, or a state-space cache: it does not know
-            pass
+        except (AttributeError, TypeError, ValueError, NotImplementedError):
+            pass  # a tuple, a state-space cache, a user's own: it does not know
         if isinstance(cache, (tuple, list)):
             keys = cache[0][0] if cache and cache[0] else None
             return int(keys.shape[-2]) if keys is not None else 0
-        before = self._read.get(cache, 0)
-        self._read[cache] = before + length
+        try:
+            before = self._read.get(cache, 0)
+            self._read[cache] = before + length
+        except TypeError:  # nothing that can be remembered by identity
+            return 0
         return before
 
 
@@ -107,7 +112,7 @@ def _parameter_names(model: nn.Module) -> tuple[str, ...]:
 
 
 def _named(names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Mapping[str, Any]:
-    return {**dict(zip(names, args)), **kwargs} if args else kwargs
+    return {**dict(zip(names, args, strict=False)), **kwargs} if args else kwargs
 
 
 def _first(given: Mapping[str, Any], names: tuple[str, ...]) -> torch.Tensor | None:

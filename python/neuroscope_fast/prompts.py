@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Union
+from typing import Any, NamedTuple, cast
 
 from .errors import ModelError, OptionError
 
 Message = Mapping[str, Any]
 """One turn of a chat: `{"role": "user", "content": "…"}`."""
-Prompt = Union[str, Sequence[Message]]
-"""Text as the model shall read it, or the messages of a chat, for which the tokenizer's chat template is used."""
-Prompts = Union[Prompt, Sequence[Prompt]]
+Prompt = str | Sequence[Message]
+"""Text as the model shall read it, or the messages of a chat, which go through the tokenizer's chat
+template.
+"""
+Prompts = Prompt | Sequence[Prompt]
 """One prompt or several."""
 
 
@@ -25,10 +27,9 @@ class EncodedPrompt(NamedTuple):
 
 def split_prompts(prompts: Prompts) -> list[Prompt]:
     """The prompts, checked for their form, as a list. Raises OptionError, which counts them from 1."""
-    if isinstance(prompts, (str, Mapping)) or _is_chat(prompts):
-        prompts = [prompts]  # type: ignore[list-item]
+    given: Any = [prompts] if isinstance(prompts, (str, Mapping)) or _is_chat(prompts) else prompts
     try:
-        listed: list[Any] = list(prompts)
+        listed: list[Any] = list(given)
     except TypeError:
         raise OptionError(
             f"a {type(prompts).__name__} is no prompt: give text, or a list of messages"
@@ -41,14 +42,15 @@ def split_prompts(prompts: Prompts) -> list[Prompt]:
 def encode_prompt(tokenizer: Any, prompt: Prompt, number: int) -> EncodedPrompt:
     """The tokens of a prompt; an empty one is the tokenizer's beginning-of-sequence token.
 
-    A chat ends with the template's opening of the assistant's turn; where its last message is the assistant's own, the
-    model goes on with that. Raises OptionError for a prompt that the tokenizer or its template cannot take, ModelError
-    where there is no template. `number` counts the prompts from 1 in what the errors say.
+    A chat ends with the template's opening of the assistant's turn; where its last message is the
+    assistant's own, the model goes on with that. Raises OptionError for a prompt that the tokenizer or its
+    template cannot take, ModelError where there is no template. `number` counts the prompts from 1 in what
+    the errors say.
     """
-    chat = not isinstance(prompt, str)
-    text = _render(tokenizer, prompt, number) if chat else prompt
-    # A template writes the special tokens itself.
-    tokens = [int(token) for token in tokenizer(text, add_special_tokens=not chat)["input_ids"]]
+    plain = isinstance(prompt, str)
+    text = prompt if isinstance(prompt, str) else _render(tokenizer, prompt, number)
+    # A chat template writes the special tokens itself.
+    tokens = [int(token) for token in tokenizer(text, add_special_tokens=plain)["input_ids"]]
     if not tokens:
         start = getattr(tokenizer, "bos_token_id", None)
         if start is None:
@@ -56,7 +58,7 @@ def encode_prompt(tokenizer: Any, prompt: Prompt, number: int) -> EncodedPrompt:
                 f"prompt {number} is empty, and the tokenizer has no token to begin with: give some text"
             )
         tokens = [int(start)]
-    return EncodedPrompt(str(text), tokens)
+    return EncodedPrompt(text, tokens)
 
 
 def decode_completion(tokenizer: Any, prompt: Sequence[int], completion: Sequence[int]) -> str:
@@ -74,14 +76,14 @@ def decode_completion(tokenizer: Any, prompt: Sequence[int], completion: Sequenc
     return whole[len(before) :] if whole.startswith(before) else decode(completion)
 
 
-def _render(tokenizer: Any, messages: Prompt, number: int) -> str:
+def _render(tokenizer: Any, messages: Sequence[Message], number: int) -> str:
     if not getattr(tokenizer, "chat_template", None):
         raise ModelError("the tokenizer has no chat template: give the prompt as plain text, not as messages")
-    going_on = dict(messages[-1])["role"] == "assistant"
+    going_on = messages[-1]["role"] == "assistant"
     try:
         return str(
             tokenizer.apply_chat_template(
-                [dict(message) for message in messages],  # type: ignore[call-overload]
+                [dict(message) for message in messages],
                 tokenize=False,
                 add_generation_prompt=not going_on,
                 continue_final_message=going_on,
@@ -107,5 +109,4 @@ def _checked(prompt: Any, where: str) -> Prompt:
             isinstance(message, Mapping) and isinstance(message.get("role"), str) and "content" in message
         ):
             raise OptionError(f"{where}: each message is an object with role and content, not {message!r}")
-    chat: Sequence[Message] = prompt
-    return chat
+    return cast(Sequence[Message], prompt)

@@ -62,13 +62,10 @@ class Record(Struct, frozen=True, omit_defaults=True, gc=False):
 
 
 class StepNote(Struct, frozen=True, omit_defaults=True):
-    """What a journal says of the records that follow it. All defaults: every position is stored, and real."""
+    """What a journal says of the records that follow it: the fields of the same names in a record."""
 
-    offset: Count = 0  # tokens in the cache before the step
-    length: Count = 0  # tokens that the step reads in each row; 0: not said
-    batch: Count = 0  # rows; 0: not said
-    real_tokens: RealTokens | None = None
     positions: Positions | None = None
+    real_tokens: RealTokens | None = None
 
 
 class Usage(Struct, frozen=True):

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from msgspec.structs import replace
+
 from .dtypes import DType
 from .errors import RunError
 from .journal import Journal, JournalHeaderError, parse_journal
@@ -137,7 +139,7 @@ def _in_open_shard(
 def _records(manifest: Manifest, found: Mapping[str, _Found], problems: list[str]) -> dict[str, list[Record]]:
     activations: dict[str, list[Record]] = {hook_id: [] for hook_id in manifest.hooks}
     users = _users_of_streams(manifest.hooks)
-    unnamed = 0
+    unnamed, without_scales = 0, 0
     without_positions = set()
     for key, tensor in found.items():
         parts = parse_tensor_key(key)
@@ -147,21 +149,23 @@ def _records(manifest: Manifest, found: Mapping[str, _Found], problems: list[str
         if parts.is_scale:
             continue
         owner = manifest.hooks[parts.hook_id]
-        stream = owner.input if parts.is_input else owner.output
         scale = found.get(key + "/scale")
         if tensor.dtype.name == "int8" and _is_quantised(tensor, owner) and scale is None:
-            problems.append(f"{key} is left out: its scales are not there")
+            without_scales += 1
             continue
+        record = _record(parts, key, tensor, scale)
+        stream = owner.input if parts.is_input else owner.output
         for hook_id, is_input in users.get(stream, [(parts.hook_id, parts.is_input)]):
             hook = manifest.hooks[hook_id]
-            if hook.positions != "all" and (tensor.note is None or tensor.note.positions is None):
+            names = {"layer_name": hook.layer_name, "component": hook.component}
+            activations[hook_id].append(replace(record, hook_id=hook_id, is_input=is_input, **names))
+            if hook.positions != "all" and record.positions is None:
                 without_positions.add(hook_id)
-            activations[hook_id].append(_record(hook_id, hook, is_input, parts, tensor, scale))
     if unnamed:
         problems.append(f"{unnamed} tensors belong to no hook of the manifest")
-    problems.extend(
-        f"the positions that {hook_id} stored are not known" for hook_id in sorted(without_positions)
-    )
+    if without_scales:
+        problems.append(f"{without_scales} int8 records are left out, their scales are not there")
+    problems.extend(f"which positions {hook_id} stored is not known" for hook_id in sorted(without_positions))
     for records in activations.values():
         records.sort(key=order_of_capture)
     return activations
@@ -180,18 +184,17 @@ def _users_of_streams(hooks: Mapping[str, ManifestHook]) -> dict[int | None, lis
     return users
 
 
-def _record(  # noqa: PLR0917 - one call, its arguments named alike
-    hook_id: str, hook: ManifestHook, is_input: bool, parts: KeyParts, tensor: _Found, scale: _Found | None
-) -> Record:
+def _record(parts: KeyParts, key: str, tensor: _Found, scale: _Found | None) -> Record:
+    """All that the tensor itself says; layer and component are the hook's."""
     note = tensor.note or StepNote()
     source = tensor.source.name if tensor.source is not None else None
     return Record(
-        hook_id=hook_id,
-        layer_name=hook.layer_name,
-        component=hook.component,
+        hook_id=parts.hook_id,
+        layer_name="",
+        component="",
         shape=list(tensor.shape),
         dtype=tensor.dtype.name,
-        is_input=is_input,
+        is_input=parts.is_input,
         step=parts.step,
         prompt=parts.prompt,
         call=parts.call,

@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-
 from .errors import CaptureError, OptionError, RunError
 from .manifest import INDEX_FILE, MANIFEST_FILE, Manifest, decode_manifest, encode_manifest, replace_file
 

@@ -1,0 +1,89 @@
+"""Imports go one way, and what needs neither torch nor the native module does not load them."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import neuroscope_fast
+import pytest
+
+PACKAGE = Path(neuroscope_fast.__file__).parent
+LIGHT = ("report", "reader", "records", "manifest", "spec", "errors", "keys", "journal", "verify", "recovery", "cli")
+
+# From the ground up: a module imports only from its own line and the lines above it.
+LAYERS = [
+    {"errors", "dtypes", "keys", "markdown", "positions", "layer_pattern", "decoding", "_core"},
+    {"spec", "records", "summary", "journal", "manifest"},
+    {"shard_file", "recovery", "sources", "activations", "verify", "reader", "report", "report_text", "environment"},
+    {"module_tree", "model_ends", "model_components", "nearest", "model_map"},
+    {"hooks", "passes", "collect", "run_directory"},
+    {"capture"},
+    {"demo"},
+    {"models", "prompts", "sampling", "generate"},
+    {"cli"},
+]
+
+
+def imports(path: Path) -> set[str]:
+    """The neuroscope_fast modules that a file imports, at its top or inside functions."""
+    inside_package = len(path.relative_to(PACKAGE).parts)
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            if node.level == inside_package:
+                names = [node.module] if node.module else [alias.name for alias in node.names]
+            elif node.level == 0 and (node.module or "").startswith("neuroscope_fast."):
+                names = [str(node.module).removeprefix("neuroscope_fast.")]
+            else:
+                continue
+            found |= {name.split(".")[0] for name in names if name}
+    return found
+
+
+def layer_of(module: str) -> int:
+    return next(number for number, layer in enumerate(LAYERS) if module in layer)
+
+
+def test_imports_go_one_way() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        if parts in (("__init__",), ("__main__",)):
+            continue
+        for imported in imports(path) - {parts[0]}:
+            if (PACKAGE / imported).is_dir() or (PACKAGE / f"{imported}.py").exists() or imported == "_core":
+                assert layer_of(imported) <= layer_of(parts[0]), f"{path.name} imports {imported}"
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_light_modules_load_neither_torch_nor_core(module: str) -> None:
+    script = (
+        f"import sys, neuroscope_fast.{module}\n"
+        "heavy = {'torch', 'transformers', 'neuroscope_fast._core'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def csrc() -> Path | None:
+    """The C++ sources, where the tests run in a checkout."""
+    folder = Path(__file__).parent.parent / "csrc"
+    return folder if folder.is_dir() else None
+
+
+def test_core_includes_neither_python_nor_torch_nor_cuda() -> None:
+    folder = csrc()
+    assert folder is not None
+    for path in (folder / "core").iterdir():
+        for header in re.findall(r'#include [<"]([^>"]+)[>"]', path.read_text()):
+            assert header.startswith(("core/", "sys/")) or "/" not in header, (path, header)
+            assert not re.match(r"Python|pybind11|torch|ATen|cuda", header), (path, header)
+
+
+def test_the_extension_links_neither_libtorch_nor_cuda() -> None:
+    (extension,) = PACKAGE.glob("_core*.so")
+    needed = subprocess.run(["ldd", str(extension)], capture_output=True, text=True, check=True).stdout
+    assert not re.search(r"torch|c10|cuda|cudart|libpython", needed)
