@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers reads it: no test waits for a network
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch reads it: on two busy cores two threads are slower
 
 import architectures
 import pytest

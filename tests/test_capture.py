@@ -222,7 +222,10 @@ def test_drop_counts_and_lists(llama: nn.Module, tokens: dict[str, torch.Tensor]
         {"hook_id": "lm_head_logits", "step": 0, "prompt": 0, "call": 0, "is_input": False}
     ]
     assert [r.hook_id for r in cap.result.records] == ["model.layers.0_residual"]
-    assert manifest(tmp_path / "run")["warnings"] == ["hook 'lm_head_logits' captured nothing"]
+    assert manifest(tmp_path / "run")["warnings"] == [
+        "hook 'lm_head_logits' captured nothing",
+        "records dropped because the ring was full: 1",
+    ]
 
 
 def test_fail_raises_at_the_tap(llama: nn.Module, tokens: dict[str, torch.Tensor]) -> None:
@@ -421,5 +424,8 @@ def test_a_module_that_never_ran_is_warned_of(llama: nn.Module) -> None:
 
 def test_a_copy_of_a_hooked_model_can_be_made(llama: nn.Module, tokens: dict[str, torch.Tensor]) -> None:
     with nsf.capture(llama, "model.layers.0:mlp:x") as cap:
-        copy.deepcopy(llama)(**tokens)
-    assert len(cap.result["x"]) == 1  # as with plain hooks, the copy has them too
+        twin = copy.deepcopy(llama)
+        twin(**tokens)
+        llama(**tokens)
+    assert [record.step for record in cap.result["x"].records] == [0]  # what the copy does is no step of the model
+    twin(**tokens)  # it still has the taps, which do nothing now

@@ -17,10 +17,10 @@ LIGHT = ("report", "reader", "records", "manifest", "spec", "errors", "keys", "j
 # From the ground up: a module imports only from its own line and the lines above it.
 LAYERS = [
     {"errors", "dtypes", "keys", "markdown", "positions", "layer_pattern", "decoding", "_core"},
-    {"spec", "records", "summary", "journal", "manifest"},
+    {"spec", "records", "summary", "journal", "manifest", "options"},
     {"shard_file", "recovery", "sources", "activations", "verify", "reader", "report", "report_text", "environment"},
     {"module_tree", "model_ends", "model_components", "nearest", "model_map"},
-    {"hooks", "passes", "collect", "run_directory"},
+    {"attachment", "passes", "hooks", "collect", "run_directory", "running_capture"},
     {"capture"},
     {"demo"},
     {"models", "prompts", "sampling", "generate"},

@@ -92,8 +92,8 @@ std::shared_ptr<Session> make_session(const std::vector<std::pair<std::string, b
 }
 
 StepFacts make_facts(bool decode, std::int64_t offset, std::int64_t batch, std::int64_t length,
-                     const py::bytes& mask) {
-    StepFacts facts{decode, offset, batch, length, {}};
+                     const py::bytes& mask, std::int64_t logits_kept, bool guessed) {
+    StepFacts facts{decode, offset, batch, length, {}, logits_kept, guessed};
     const auto bytes = static_cast<std::string_view>(mask);
     if (!bytes.empty() && bytes.size() != static_cast<std::size_t>(batch * length)) {
         throw std::invalid_argument("the mask must have batch * length bytes");
@@ -189,10 +189,12 @@ void register_session(py::module_& module) {
              "e5m2_saturates"_a, "tensor_access"_a)
         .def(
             "tap",
-            [](const std::shared_ptr<Session>& session, std::size_t index, bool is_input, bool in_encoder,
-               const std::string& field, const std::string& description, const py::list& rules) {
+            [](const std::shared_ptr<Session>& session, std::size_t index, const py::object& hooked,
+               bool is_input, bool in_encoder, bool is_logits, const std::string& field,
+               const std::string& description, const py::list& rules) {
                 if (index >= session->fired.size()) throw std::invalid_argument("no such tap");
-                Tap tap{session, index, is_input, in_encoder, field, description, {}};
+                Tap tap{session,    hooked.ptr(), index,       is_input, is_logits,
+                        in_encoder, field,        description, {}};
                 for (const py::handle rule : rules) {
                     const auto parts = rule.cast<py::tuple>();
                     tap.rules.push_back(make_rule(
@@ -201,18 +203,21 @@ void register_session(py::module_& module) {
                 }
                 return make_tap(std::move(tap));
             },
-            "index"_a, "is_input"_a, "in_encoder"_a, "field"_a, "description"_a, "rules"_a)
+            "index"_a, "module"_a, "is_input"_a, "in_encoder"_a, "is_logits"_a, "field"_a, "description"_a,
+            "rules"_a)
         .def(
             "begin_step",
             [](Session& session, bool decode, std::int64_t offset, std::int64_t batch, std::int64_t length,
-               const py::bytes& mask) {
-                return session.clock.begin(make_facts(decode, offset, batch, length, mask));
+               const py::bytes& mask, std::int64_t logits_kept, bool guessed) {
+                return session.clock.begin(
+                    make_facts(decode, offset, batch, length, mask, logits_kept, guessed));
             },
-            py::kw_only(), "decode"_a, "offset"_a, "batch"_a, "length"_a, "mask"_a)
+            py::kw_only(), "decode"_a, "offset"_a, "batch"_a, "length"_a, "mask"_a, "logits_kept"_a,
+            "guessed"_a)
         .def(
             "begin_encoder",
             [](Session& session, std::int64_t batch, std::int64_t length, const py::bytes& mask) {
-                session.clock.begin_encoder(make_facts(false, 0, batch, length, mask));
+                session.clock.begin_encoder(make_facts(false, 0, batch, length, mask, 0, false));
             },
             py::kw_only(), "batch"_a, "length"_a, "mask"_a)
         .def("end_step", [](Session& session) { session.clock.end(); })
@@ -221,7 +226,12 @@ void register_session(py::module_& module) {
         .def_property_readonly("uses_dlpack",
                                [](const Session& session) { return session.access.uses_dlpack(); })
         .def(
-            "close", [](Session& session) { session.engine.close(); }, Released())
+            "close",
+            [](Session& session) {
+                session.closed.store(true, std::memory_order_relaxed);
+                session.engine.close();
+            },
+            Released())
         .def("records", &records)
         .def("dropped", &dropped)
         .def("fired",

@@ -18,11 +18,19 @@ namespace nsf {
 
 struct Session {
     Session(EngineOptions options, std::vector<Stream> streams, std::size_t taps, TensorAccessMethod method)
-        : engine(std::move(options), std::move(streams)), clock(taps), access(method), fired(taps) {}
+        : engine(std::move(options), std::move(streams)), clock(taps), access(method), fired(taps) {
+        const py::module_ torch = py::module_::import("torch._C");
+        graph_task = py::getattr(torch, "_current_graph_task_id", py::none());
+    }
+
+    // Whether autograd is running backward: a module that runs then is the recomputation of a checkpoint.
+    bool in_backward() const { return !graph_task.is_none() && graph_task().cast<int>() != -1; }
 
     Engine engine;
     StepClock clock;
     TensorAccess access;
+    py::object graph_task;  // torch._C._current_graph_task_id, or None where this torch has no such thing
+    std::atomic<bool> closed{false};  // a tap that is still called, by a forward that goes on, does nothing
     std::vector<std::atomic<std::uint64_t>> fired;  // by tap: the calls of its module
 };
 
@@ -36,21 +44,32 @@ struct TapRule {
     Phase phase = Phase::both;
     std::uint32_t every = 1;
 
-    bool wants(const Step& step) const {
-        if (phase == Phase::prefill && step.facts.decode) return false;
-        if (phase == Phase::decode && !step.facts.decode) return false;
-        return step.number % every == 0;
+    // Throws std::invalid_argument where the answer depends on what is not known of the pass.
+    bool wants(const StepFacts& facts, std::uint32_t step) const {
+        const bool by_number =
+            positions.kind == PositionSpec::Kind::list || positions.kind == PositionSpec::Kind::slice;
+        if (!facts.known() && (phase != Phase::both || by_number)) {
+            throw std::invalid_argument(
+                "nothing is known of this forward pass (no token ids among its inputs), so its phase and "
+                "positions "
+                "cannot be told; run the model itself, or capture both phases and all positions");
+        }
+        if (phase == Phase::prefill && facts.decode) return false;
+        if (phase == Phase::decode && !facts.decode) return false;
+        return step % every == 0;
     }
 };
 
 // The native callable on one side of one module.
 struct Tap {
     std::shared_ptr<Session> session;
-    std::size_t index = 0;    // in the clock's call counters
-    bool is_input = false;    // a forward pre-hook (with kwargs) rather than a forward hook
-    bool in_encoder = false;  // of an encoder-decoder model: another sequence than the root's
-    std::string field;        // take this field of the output; empty: its first tensor
-    std::string description;  // "hook 'a' on layer 'b'", for errors
+    PyObject* module = nullptr;  // that it was made for, never followed: a copy of the model is not captured
+    std::size_t index = 0;       // in the clock's call counters
+    bool is_input = false;       // a forward pre-hook (with kwargs) rather than a forward hook
+    bool is_logits = false;      // may hold the last positions of a pass only
+    bool in_encoder = false;     // of an encoder-decoder model: another sequence than the root's
+    std::string field;           // take this field of the output; empty: its first tensor
+    std::string description;     // "hook 'a' on layer 'b'", for errors
     std::vector<TapRule> rules;
 };
 

@@ -79,38 +79,44 @@ py::object find_activation(const Tap& tap, PyObject* const* arguments, Py_ssize_
                       type_name(output));
 }
 
-void store(Tap& tap, const Step& step, const TensorView& view) {
+void store(const Tap& tap, const Step& step, const StepFacts& facts, const TensorView& view) {
     Engine& engine = tap.session->engine;
-    const StepFacts& facts = tap.in_encoder ? step.encoder_facts : step.facts;
     for (const TapRule& rule : tap.rules) {
-        if (!rule.wants(step)) continue;
-        const Kept kept = keep_positions(rule.positions, facts, view);
+        if (!rule.wants(facts, step.number)) continue;
+        const Kept kept = keep_positions(rule.positions, facts, view, tap.is_logits);
         if (kept.nothing) continue;
         const Origin origin{rule.stream, step.prompt, step.number, step.calls[tap.index] - 1};
         engine.submit(origin, kept, rule.dtype && is_floating(view.dtype) ? *rule.dtype : view.dtype);
     }
 }
 
-void run_tap(Tap& tap, PyObject* const* arguments, Py_ssize_t count) {
+void run_tap(const Tap& tap, PyObject* const* arguments, Py_ssize_t count) {
     const auto start = Clock::now();
-    tap.session->fired[tap.index].fetch_add(1, std::memory_order_relaxed);
-    Step& step = tap.session->clock.fire(tap.index);
-    bool wanted = false;
-    for (const TapRule& rule : tap.rules) wanted = wanted || rule.wants(step);
-    if (!wanted) return;
-    const py::object activation = find_activation(tap, arguments, count);
-    py::object owner;
+    Session& session = *tap.session;
+    if (arguments[0] != tap.module) return;
+    if (!session.clock.in_pass() && session.in_backward()) return;
+    session.fired[tap.index].fetch_add(1, std::memory_order_relaxed);
+    const Step& step = session.clock.fire(tap.index);
+    const StepFacts& facts = tap.in_encoder ? step.encoder_facts : step.facts;
     std::uint64_t bytes = 0;
+    const char* type = nullptr;
     try {
-        const TensorView view = tap.session->access.view(activation.ptr(), owner);
+        bool wanted = false;
+        for (const TapRule& rule : tap.rules) wanted = wanted || rule.wants(facts, step.number);
+        if (!wanted) return;
+        const py::object activation = find_activation(tap, arguments, count);
+        type = Py_TYPE(activation.ptr())->tp_name;
+        py::object owner;
+        const TensorView view = session.access.view(activation.ptr(), owner);
         bytes = view.elements() * item_size(view.dtype);
         const ReleasedGil released;
-        store(tap, step, view);
+        store(tap, step, facts, view);
     } catch (const std::invalid_argument& error) {
-        throw EngineError(tap.description + ": the tensor (" + type_name(activation.ptr()) +
-                          ") cannot be captured: " + error.what());
+        const std::string what =
+            type == nullptr ? "the activation" : std::string("the tensor (") + type + ")";
+        throw EngineError(tap.description + ": " + what + " cannot be captured: " + error.what());
     }
-    tap.session->engine.count_tap(Clock::now() - start, bytes);
+    session.engine.count_tap(Clock::now() - start, bytes);
 }
 
 PyObject* call_tap(PyObject* self, PyObject* const* arguments, Py_ssize_t count) {
@@ -120,12 +126,15 @@ PyObject* call_tap(PyObject* self, PyObject* const* arguments, Py_ssize_t count)
         PyErr_SetString(PyExc_TypeError, "a tap is called by torch with (module, inputs, output)");
         return nullptr;
     }
+    const std::atomic<bool>& closed = tap->session->closed;
     try {
-        run_tap(*tap, arguments, count);
+        if (!closed.load(std::memory_order_relaxed)) run_tap(*tap, arguments, count);
         Py_RETURN_NONE;
     } catch (py::error_already_set& error) {
         error.restore();
     } catch (const EngineError& error) {
+        // A forward in another thread may meet the end of the block: that is no fault of the model's.
+        if (closed.load(std::memory_order_relaxed)) Py_RETURN_NONE;
         PyErr_SetString(capture_error(), error.what());
     } catch (const std::bad_alloc&) {
         PyErr_NoMemory();

@@ -1,5 +1,6 @@
 #include "bindings/tensor_access.hpp"
 
+#include <algorithm>
 #include <optional>
 #include <stdexcept>
 
@@ -83,9 +84,7 @@ std::string dtype_text(PyObject* tensor) { return py::str(py::handle(tensor).att
 [[noreturn]] void refuse_with_python_error() {
     py::error_already_set error;
     std::string reason = py::str(error.value());
-    for (char& character : reason) {
-        if (character == '\n') character = ' ';
-    }
+    reason.resize(std::min(reason.find('\n'), reason.size()));  // what follows is torch's own stack
     throw std::invalid_argument("torch gives no access to its memory (" + reason + ")");
 }
 

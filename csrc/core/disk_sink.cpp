@@ -1,4 +1,6 @@
 #include <exception>
+#include <memory>
+#include <utility>
 
 #include "core/sink.hpp"
 
@@ -7,8 +9,10 @@ namespace nsf {
 void DiskSink::write(const Block& block) {
     auto& open = shard(block.dtype);
     if (open && open->number() != block.shard) {
-        open->publish(streams_);
-        open.reset();
+        // A shard that fails here is left as it is and not tried again by close(): after a failed fsync a second
+        // one succeeds, though bytes may be lost.
+        const std::unique_ptr<SafetensorsShard> done = std::move(open);
+        done->publish(streams_);
     }
     if (!open) {
         open = std::make_unique<SafetensorsShard>(folder_, block.dtype, block.shard, block.reserve, direct_);

@@ -70,10 +70,13 @@ std::size_t Engine::entry_bound(const Record& record) const {
     return header_entry_bound(escaped_id_bytes_[record.stream], record.shape->size());
 }
 
-void Engine::check_usable() const {
+void Engine::check_process() const {
     if (forks.load(std::memory_order_relaxed) != fork_count_) {
         throw EngineError("a capture cannot be used in a forked process: start the capture after the fork");
     }
+}
+
+void Engine::check_usable() const {
     if (closed_) throw EngineError("the capture is closed");
     if (worker_->failed()) throw *worker_->failure();
 }
@@ -87,8 +90,8 @@ std::size_t Engine::blocks_needed(DType dtype, std::uint64_t bytes, std::size_t 
     const std::size_t room = has_room ? block_bytes - target.current->used : 0;
     if (has_room && bytes <= room) return 0;
     const std::size_t carried = target.current == nullptr && !opens_shard ? target.carried : 0;
-    return static_cast<std::size_t>((bytes - room + carried + block_bytes - 1) / block_bytes) +
-           (bytes == 0 ? 1 : 0);
+    // An empty record stands in a block too.
+    return std::max<std::size_t>(1, (bytes - room + carried + block_bytes - 1) / block_bytes);
 }
 
 void Engine::hand_over(Lane& from) {
@@ -157,7 +160,14 @@ void Engine::write_record(Record record, Fill fill) {
     } while (left > 0);
 }
 
+const std::string* Engine::intern_note(const std::string& note) {
+    if (note.empty()) return nullptr;
+    if (last_note_ == nullptr || *last_note_ != note) last_note_ = &*notes_.insert(note).first;
+    return last_note_;
+}
+
 void Engine::submit(const Origin& origin, const Kept& kept, DType target) {
+    check_process();  // the mutex may have been held at the fork
     const std::lock_guard lock(producer_mutex_);
     check_usable();
     ElementReader reader(kept.view, kept.selection ? &*kept.selection : nullptr, target, options_.cast_rules);
@@ -169,7 +179,7 @@ void Engine::submit(const Origin& origin, const Kept& kept, DType target) {
     record.step = origin.step;
     record.call = origin.call;
     record.shape = &*shapes_.insert(kept.shape).first;
-    record.note = kept.note.empty() ? nullptr : &*notes_.insert(kept.note).first;
+    record.note = intern_note(kept.note);
     record.dtype = target;
     record.source = kept.view.dtype;
     record.bytes = reader.elements() * item_size(target);

@@ -94,6 +94,8 @@ class Engine {
     void hand_over_all();
     template <typename Fill>
     void write_record(Record record, Fill fill);
+    const std::string* intern_note(const std::string& note);
+    void check_process() const;
     void check_usable() const;
 
     const EngineOptions options_;
@@ -107,8 +109,9 @@ class Engine {
 
     mutable std::mutex producer_mutex_;  // guards all that follows but the atomics
     std::array<std::unique_ptr<Lane>, dtype_count> lanes_;
-    std::set<Shape> shapes_;       // interned: a record keeps a pointer
-    std::set<std::string> notes_;  // likewise
+    std::set<Shape> shapes_;                  // interned: a record keeps a pointer
+    std::set<std::string> notes_;             // likewise
+    const std::string* last_note_ = nullptr;  // the records of one step mostly have the same
     std::vector<DroppedRecord> dropped_;
     std::uint64_t sequence_ = 0;
     std::uint64_t stalls_ = 0;

@@ -49,9 +49,11 @@ FileWriter::FileWriter(std::string path, bool want_direct) : path_(std::move(pat
     if (want_direct && direct_flag != 0) {
         descriptor_ = open_new(path_, direct_flag);
         direct_ = descriptor_ >= 0;
-        // A file system without O_DIRECT may have created the file before it refused the flag.
-        if (!direct_ && errno == EINVAL) ::unlink(path_.c_str());
-        if (!direct_ && errno != EINVAL) fail("create");
+        if (!direct_) {
+            if (errno != EINVAL) fail("create");
+            // A file system without O_DIRECT may have created the file before it refused the flag.
+            ::unlink(path_.c_str());
+        }
     }
     if (!direct_) descriptor_ = open_new(path_, 0);
     if (descriptor_ < 0) fail("create");
@@ -78,6 +80,10 @@ void FileWriter::write(const std::byte* data, std::size_t size, std::uint64_t of
                 continue;
             }
 #endif
+            fail("write");
+        }
+        if (written == 0) {  // no errno says why, and trying again might never end
+            errno = EIO;
             fail("write");
         }
         data += written;

@@ -12,17 +12,23 @@ struct SequenceAxis {
     std::int64_t rows = 1;
     std::int64_t length = 0;
     bool of_this_pass = false;  // rows and length are those of the step: its offset and mask apply
+    std::int64_t skipped = 0;   // positions of the pass before the tensor's first
     bool flattened = false;
 };
 
-std::optional<SequenceAxis> find_sequence_axis(const StepFacts& facts, const Shape& shape) {
+std::optional<SequenceAxis> find_sequence_axis(const StepFacts& facts, const Shape& shape, bool is_logits) {
     const std::size_t rank = shape.size();
     SequenceAxis found;
     if (rank >= 3) {
         found.axis = rank - 2;
         found.rows = shape[0];
         found.length = shape[rank - 2];
-        found.of_this_pass = found.rows == facts.batch && found.length == facts.length;
+        found.of_this_pass = facts.known() && found.rows == facts.batch && found.length == facts.length;
+        const std::int64_t kept = std::min(facts.logits_kept, facts.length);
+        if (is_logits && kept > 0 && found.rows == facts.batch && found.length == kept) {
+            found.of_this_pass = true;
+            found.skipped = facts.length - kept;
+        }
         return found;
     }
     if (rank < 2) return std::nullopt;
@@ -49,11 +55,16 @@ std::vector<std::int64_t> pick(const PositionSpec& spec, std::int64_t offset, st
     } else if (spec.kind == PositionSpec::Kind::list) {
         for (const std::int64_t position : spec.list) {
             const std::int64_t index = (position < 0 ? position + total : position) - offset;
-            if (index >= 0 && index < length) indices.push_back(index);
+            const bool inside = index >= 0 && index < length;
+            // 41 and -1 may be the same position now.
+            if (inside && std::find(indices.begin(), indices.end(), index) == indices.end())
+                indices.push_back(index);
         }
     } else {
         // Python's slice semantics over the sequence so far, then the part of it that this pass computes.
         const bool forward = spec.step > 0;
+        // A step beyond the sequence picks its start alone; a larger one says no more, and would overflow.
+        const std::int64_t step = std::clamp<std::int64_t>(spec.step, -total - 1, total + 1);
         const auto clamp = [&](std::int64_t value) {
             if (value < 0) value += total;
             return forward ? std::clamp<std::int64_t>(value, 0, total)
@@ -61,23 +72,24 @@ std::vector<std::int64_t> pick(const PositionSpec& spec, std::int64_t offset, st
         };
         std::int64_t start = spec.start ? clamp(*spec.start) : (forward ? 0 : total - 1);
         // Skip what the cache holds: a long decode must not walk the whole sequence at each step.
-        if (forward && start < offset) start += (offset - start + spec.step - 1) / spec.step * spec.step;
+        if (forward && start < offset) start += (offset - start + step - 1) / step * step;
         const std::int64_t stop = spec.stop ? clamp(*spec.stop) : (forward ? total : -1);
-        for (std::int64_t p = start; forward ? p < stop : p > stop; p += spec.step) {
+        for (std::int64_t p = start; forward ? p < stop : p > stop; p += step) {
             if (p >= offset && p < total) indices.push_back(p - offset);
         }
     }
     return indices;
 }
 
-// The last real token of each row; the last position of a row that has none.
-std::vector<std::int64_t> last_real(const StepFacts& facts) {
+// The last real token of each row, as an index on the tensor's axis; its last position where none of them is
+// real.
+std::vector<std::int64_t> last_real(const StepFacts& facts, std::int64_t skipped) {
     std::vector<std::int64_t> last;
     for (std::int64_t row = 0; row < facts.batch; ++row) {
-        std::int64_t index = facts.length - 1;
         const std::uint8_t* mask = facts.mask.data() + row * facts.length;
-        while (index > 0 && mask[index] == 0) --index;
-        last.push_back(mask[index] != 0 ? index : facts.length - 1);
+        std::int64_t index = facts.length - 1;
+        while (index > skipped && mask[index] == 0) --index;
+        last.push_back((mask[index] != 0 ? index : facts.length - 1) - skipped);
     }
     return last;
 }
@@ -88,6 +100,17 @@ std::string json_list(const std::vector<std::int64_t>& values, std::size_t begin
     for (std::size_t i = begin; i < begin + count; ++i) {
         if (i > begin) text += ',';
         text += std::to_string(values[i] + plus);
+    }
+    text += ']';
+    return text;
+}
+
+// [first, first + 1, …], `count` numbers.
+std::string counting_json(std::int64_t first, std::int64_t count) {
+    std::string text = "[";
+    for (std::int64_t i = 0; i < count; ++i) {
+        if (i > 0) text += ',';
+        text += std::to_string(first + i);
     }
     text += ']';
     return text;
@@ -105,8 +128,9 @@ std::string positions_json(const Selection& selection, std::int64_t offset) {
 }
 
 // For each row start and stop of every range of real tokens on the stored axis, one after the other.
-std::string real_tokens_json(const StepFacts& facts, const std::optional<Selection>& selection) {
-    const std::size_t stored = selection ? selection->per_row : static_cast<std::size_t>(facts.length);
+std::string real_tokens_json(const StepFacts& facts, const std::optional<Selection>& selection,
+                             const SequenceAxis& axis) {
+    const std::size_t stored = selection ? selection->per_row : static_cast<std::size_t>(axis.length);
     bool all_real = true;
     std::string text = "[";
     for (std::int64_t row = 0; row < facts.batch; ++row) {
@@ -124,7 +148,7 @@ std::string real_tokens_json(const StepFacts& facts, const std::optional<Selecti
                         selection->rows > 1 ? static_cast<std::size_t>(row) * stored : 0;
                     index = selection->indices[front + i];
                 }
-                real = facts.mask[static_cast<std::size_t>(row * facts.length + index)] != 0;
+                real = facts.mask[static_cast<std::size_t>(row * facts.length + axis.skipped + index)] != 0;
                 all_real = all_real && real;
             }
             if (real && !inside) start = i;
@@ -155,25 +179,33 @@ TensorView unflatten(TensorView view, const SequenceAxis& axis) {
 
 }  // namespace
 
-Kept keep_positions(const PositionSpec& spec, const StepFacts& facts, TensorView view) {
+Kept keep_positions(const PositionSpec& spec, const StepFacts& facts, TensorView view, bool is_logits) {
     Kept kept;
     kept.shape = view.shape;
     const bool wants_all = spec.kind == PositionSpec::Kind::all;
-    if (wants_all && facts.mask.empty()) {
-        kept.view = std::move(view);
+    if (wants_all && facts.mask.empty() && facts.offset == 0 && facts.logits_kept == 0) {
+        kept.view = std::move(view);  // positions 0, 1, …, all of them real: nothing to note
         return kept;
     }
-    const std::optional<SequenceAxis> axis = find_sequence_axis(facts, view.shape);
+    const std::optional<SequenceAxis> axis = find_sequence_axis(facts, view.shape, is_logits);
     if (!axis && !wants_all) {
         throw std::invalid_argument("it has no sequence axis to take positions from; capture all positions");
     }
-    const bool masked = axis && axis->of_this_pass && !facts.mask.empty();
+    const bool of_this_pass = axis && axis->of_this_pass;
+    const bool masked = of_this_pass && !facts.mask.empty();
+    const bool offset_known = !of_this_pass || facts.offset >= 0;
+    const std::int64_t first = of_this_pass && offset_known ? facts.offset + axis->skipped : 0;
     if (!wants_all) {
-        const std::int64_t offset = axis->of_this_pass ? facts.offset : 0;
+        const bool by_number = spec.kind != PositionSpec::Kind::last;
+        if (by_number && !offset_known) {
+            throw std::invalid_argument(
+                "the cache does not say how many tokens it holds, so positions cannot be told; "
+                "capture all positions, or the last");
+        }
         Selection selection;
         selection.axis = axis->axis;
-        if (spec.kind == PositionSpec::Kind::last && masked) {
-            selection.indices = last_real(facts);
+        if (!by_number && masked) {
+            selection.indices = last_real(facts, axis->skipped);
             selection.per_row = 1;
             selection.rows = static_cast<std::size_t>(facts.batch);
             const bool same = std::adjacent_find(selection.indices.begin(), selection.indices.end(),
@@ -183,7 +215,7 @@ Kept keep_positions(const PositionSpec& spec, const StepFacts& facts, TensorView
                 selection.rows = 1;
             }
         } else {
-            selection.indices = pick(spec, offset, axis->length);
+            selection.indices = pick(spec, first, axis->length);
             selection.per_row = selection.indices.size();
         }
         if (selection.per_row == 0 && axis->length > 0) {
@@ -197,19 +229,28 @@ Kept keep_positions(const PositionSpec& spec, const StepFacts& facts, TensorView
         } else {
             kept.shape[axis->axis] = count;
         }
-        kept.note = "\"positions\":" + positions_json(selection, offset);
         kept.selection = std::move(selection);
     }
+    std::string note;
+    if (!offset_known) {
+        note = "\"positions\":[]";
+    } else if (kept.selection) {
+        note = "\"positions\":" + positions_json(*kept.selection, first);
+    } else if (first > 0) {
+        note = "\"positions\":" + counting_json(first, axis->length);
+    }
     if (masked) {
-        const std::string real = real_tokens_json(facts, kept.selection);
+        const std::string real = real_tokens_json(facts, kept.selection, *axis);
         if (!real.empty()) {
-            if (!kept.note.empty()) kept.note += ',';
-            kept.note += "\"real_tokens\":";
-            kept.note += real;
+            if (!note.empty()) note += ',';
+            note += "\"real_tokens\":";
+            note += real;
         }
     }
-    if (!kept.note.empty()) {
-        kept.note.insert(0, 1, '{');
+    if (!note.empty()) {
+        kept.note.reserve(note.size() + 2);
+        kept.note += '{';
+        kept.note += note;
         kept.note += '}';
     }
     kept.view = std::move(view);

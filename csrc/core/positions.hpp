@@ -32,11 +32,13 @@ struct Kept {
     std::string note;  // JSON for the record, see docs/file_format.md; empty where it says nothing
 };
 
-// Throws std::invalid_argument where positions are asked for and the tensor has no sequence axis that can be
-// told.
+// Throws std::invalid_argument where positions are asked for and the tensor has no sequence axis, or its
+// positions cannot be told. `is_logits`: the tensor may hold the last positions of the pass only
+// (StepFacts::logits_kept).
 //
 // The sequence axis is the last but one. A tensor [batch * length, …] whose rows a model has flattened is
 // taken apart again, where the step's facts show it to be one.
-Kept keep_positions(const PositionSpec& spec, const StepFacts& facts, TensorView view);
+Kept keep_positions(const PositionSpec& spec, const StepFacts& facts, TensorView view,
+                    bool is_logits = false);
 
 }  // namespace nsf

@@ -26,7 +26,11 @@ StepClock::StepClock(std::size_t taps) : id_(next_id.fetch_add(1, std::memory_or
 
 Step& StepClock::mine() {
     for (std::size_t i = known_steps.size(); i-- > 0;) {
-        if (known_steps[i].clock == id_) return *known_steps[i].step;
+        if (known_steps[i].clock != id_) continue;
+        // The one in use goes to the back: what is evicted below has not been used for longest.
+        std::rotate(known_steps.begin() + static_cast<std::ptrdiff_t>(i),
+                    known_steps.begin() + static_cast<std::ptrdiff_t>(i) + 1, known_steps.end());
+        return *known_steps.back().step;
     }
     const std::lock_guard lock(mutex_);
     threads_.push_back(std::make_unique<Step>());
@@ -55,8 +59,11 @@ void StepClock::open(Step& step, Step::State state) {
 
 std::uint32_t StepClock::begin(StepFacts facts) {
     Step& step = mine();
-    if (step.depth++ > 0) return step.number;
-    if (step.state != Step::State::outside_root) open(step, Step::State::inside_root);
+    if (step.depth++ > 0) {
+        if (facts.known() && (step.facts.guessed || !step.facts.known())) step.facts = std::move(facts);
+        return step.number;
+    }
+    if (step.state != Step::State::outside_root || !step.encoder_ran) open(step, Step::State::inside_root);
     step.state = Step::State::inside_root;
     step.facts = std::move(facts);
     return step.number;

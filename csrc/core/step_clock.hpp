@@ -1,13 +1,13 @@
 // Which forward pass a tap is in. Every thread has a pass of its own, so that several may run at once.
 //
 // Contract
-//   begin() and end() bracket a forward pass of the root module on the calling thread; they nest (an inner
-//   pass of the same root belongs to the outer one). current() is called by taps on the thread that runs the
-//   module. A module of the model that runs outside any pass of the root (the encoder of T5, which generate()
-//   calls on its own) opens a step that the next begin() of this thread goes on with. It closes early when a
-//   tap fires a second time in it. The encoder of an encoder-decoder model reads another sequence than the
-//   root: begin_encoder() tells its facts. Step numbers are given out under a lock, in the order of begin(),
-//   and start again at 0 with next_prompt().
+//   begin() and end() bracket a forward pass of the root module, or of an inner model that is called
+//   directly, on the calling thread; they nest (an inner pass belongs to the outer one). fire() is called by
+//   taps on the thread that runs the module. A module that runs outside any pass opens a step of its own,
+//   which closes when a tap fires a second time in it, or when a pass begins: unless what ran was the encoder
+//   (generate() of T5 calls it on its own), whose step the pass goes on with. The encoder reads another
+//   sequence than the root: begin_encoder() tells its facts. Step numbers are given out under a lock, in the
+//   order of begin(), and start again at 0 with next_prompt().
 #pragma once
 
 #include <cstdint>
@@ -20,10 +20,14 @@ namespace nsf {
 // What is known of a pass before it runs. 0 stands for unknown.
 struct StepFacts {
     bool decode = false;      // one new token a row on top of a cache
-    std::int64_t offset = 0;  // tokens in the cache
+    std::int64_t offset = 0;  // tokens in the cache; -1: there is a cache, and nobody knows how many
     std::int64_t batch = 0;
     std::int64_t length = 0;         // tokens that this pass reads, in each row
     std::vector<std::uint8_t> mask;  // batch x length, 1 = a real token; empty where all are
+    std::int64_t logits_kept = 0;    // logits are computed for the last so many positions only; 0: for all
+    bool guessed = false;            // from the first tensor among the inputs: an inner pass knows better
+
+    bool known() const { return length > 0; }
 };
 
 struct Step {
@@ -45,12 +49,14 @@ class StepClock {
     StepClock(const StepClock&) = delete;
     StepClock& operator=(const StepClock&) = delete;
 
-    // Returns the number of the step.
+    // Returns the number of the step. An inner pass tells its facts where the outer one knew none.
     std::uint32_t begin(StepFacts facts);
     void end();
     void begin_encoder(StepFacts facts);
     void next_prompt();
 
+    // Whether the calling thread is between begin() and end().
+    bool in_pass() { return mine().state == Step::State::inside_root; }
     // The calling thread's step, with calls[tap] counting this call.
     Step& fire(std::size_t tap);
 

@@ -6,8 +6,10 @@ Importing this package imports neither torch nor the native engine: both are loa
 from __future__ import annotations
 
 from . import demo
-from .capture import Capture, CaptureOptions, capture
-from .errors import CaptureError, CaptureWarning, HookError, ModelError, NeuroscopeError, RunError
+from .capture import Capture, capture
+from .errors import CaptureError, CaptureWarning, HookError, ModelError, NeuroscopeError, OptionError, RunError
+from .generate import GenerationProgress, generate
+from .options import CaptureOptions
 from .reader import Run, RunIncompleteWarning
 from .reader import open_run as open
 from .records import json_schema
@@ -19,15 +21,18 @@ __all__ = [
     "CaptureError",
     "CaptureOptions",
     "CaptureWarning",
+    "GenerationProgress",
     "HookError",
     "HookSpec",
     "ModelError",
     "NeuroscopeError",
+    "OptionError",
     "Run",
     "RunError",
     "RunIncompleteWarning",
     "capture",
     "demo",
+    "generate",
     "json_schema",
     "open",
     "parse_hooks",

@@ -58,11 +58,7 @@ def collect(session: Session, plan: Plan, *, on_disk: bool, published: Callable[
 
     `published` tells of a shard's file name whether it can be read; records in others are left to their journals.
     """
-    users: dict[int, list[tuple[int, bool]]] = defaultdict(list)
-    for number, each in enumerate(plan.hooks):
-        for stream, is_input in ((each.input, True), (each.output, False)):
-            if stream is not None:
-                users[stream].append((number, is_input))
+    users = _users_of_streams(plan)
     hooks = [each.hook for each in plan.hooks]
     collected = Collected({hook.hook_id: [] for hook in hooks})
     notes: dict[str | None, StepNote] = {None: StepNote()}
@@ -146,17 +142,23 @@ def _held_tensor(session: Session, record: NativeRecord) -> torch.Tensor:
 
 
 def collect_dropped(session: Session, plan: Plan) -> list[Dropped]:
-    """The records that found no room, under the id of the hook that owns their stream."""
+    """The records that found no room, for each hook that asked for them."""
+    users = _users_of_streams(plan)
     return [
-        Dropped(
-            hook_id=plan.streams[stream][0],
-            step=step,
-            prompt=prompt,
-            call=call,
-            is_input=plan.streams[stream][1],
-        )
+        Dropped(hook_id=plan.hooks[number].hook.hook_id, step=step, prompt=prompt, call=call, is_input=is_input)
         for stream, prompt, step, call in session.dropped()
+        for number, is_input in users[stream]
     ]
+
+
+def _users_of_streams(plan: Plan) -> dict[int, list[tuple[int, bool]]]:
+    """For each stream the hooks that it serves, by their number in the plan, and on which side."""
+    users: dict[int, list[tuple[int, bool]]] = defaultdict(list)
+    for number, each in enumerate(plan.hooks):
+        for stream, is_input in ((each.input, True), (each.output, False)):
+            if stream is not None:
+                users[stream].append((number, is_input))
+    return users
 
 
 def checksums_of(collected: Collected) -> Checksums:

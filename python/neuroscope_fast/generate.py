@@ -74,10 +74,10 @@ def generate(
 ) -> Run:
     """Generate text from each prompt in turn and capture `hooks` in every forward pass of it.
 
-    The tokens are those that `model.generate` gives without a capture. Every prompt is a batch of one, and
-    its steps are counted from 0: step 0 is the prefill, of shape [1, P, …] for a prompt of P tokens, and
-    each further step one decoded token, [1, 1, …]. The last token is chosen and not read again: n tokens
-    take n steps.
+    The tokens are those that `model.generate` gives without a capture. Every prompt is a batch of one, and its steps
+    are counted from 0: step 0 is the prefill, of shape [1, P, …] for a prompt of P tokens (logits: [1, 1, V], as
+    transformers computes no others), and each further step one decoded token, [1, 1, …]. The last token is chosen and
+    not read again: n tokens take n steps.
 
     Args:
         model: `"demo"` for the embedded model, the path of a folder, an id on the Hugging Face Hub, or a
@@ -242,7 +242,7 @@ def _generate_one(
     model: Any = loaded.model
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     tokens = torch.tensor([prompt.tokens], device=device)
-    with seeded(seed, device):
+    with seeded(seed):
         model.generate(
             input_ids=tokens,
             attention_mask=torch.ones_like(tokens),

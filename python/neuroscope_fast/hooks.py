@@ -7,17 +7,18 @@ streams of that place.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from .attachment import Attachment
 from .errors import HookError
 from .model_map import Place, ResolvedHook
+from .passes import encoder_of
 from .positions import position_slice
 
 if TYPE_CHECKING:
     from torch import nn
-    from torch.utils.hooks import RemovableHandle
 
     from ._core import Session
 
@@ -93,45 +94,31 @@ def make_plan(resolved: Iterable[ResolvedHook], default_dtype: str | None) -> Pl
     return plan
 
 
-def attach_taps(model: nn.Module, plan: Plan, session: Session) -> list[Callable[[], None]]:
-    """Put the plan's taps on the model. Gives the functions that take them off again, in order.
-
-    Either all of them stand when this returns, or, where it raises, none.
-    """
+def attach_taps(model: nn.Module, plan: Plan, session: Session, attachment: Attachment) -> None:
+    """Put the plan's taps on the model."""
     encoder = encoder_of(model)
     encoder_modules = {id(module) for module in encoder.modules()} if encoder is not None else set()
-    removers: list[Callable[[], None]] = []
-    try:
-        for index, tap in enumerate(plan.taps):
-            module = model.get_submodule(tap.place.module)
-            callable_ = session.tap(
-                index,
-                is_input=tap.place.side == "input",
-                in_encoder=id(module) in encoder_modules,
-                field=tap.place.field or "",
-                description=tap.description,
-                rules=[
-                    (
-                        stream,
-                        options.dtype,
-                        _native_positions(options.positions),
-                        options.phase,
-                        options.every,
-                    )
-                    for options, stream in tap.streams.items()
-                ],
-            )
-            removers.append(_register(module, callable_, is_input=tap.place.side == "input").remove)
-    except BaseException:
-        detach(removers)
-        raise
-    return removers
-
-
-def detach(removers: list[Callable[[], None]]) -> None:
-    """Take off what `attach_taps` put on."""
-    while removers:
-        removers.pop()()
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    for index, tap in enumerate(plan.taps):
+        module = model.get_submodule(tap.place.module)
+        is_input = tap.place.side == "input"
+        native = session.tap(
+            index,
+            module=module,
+            is_input=is_input,
+            in_encoder=id(module) in encoder_modules,
+            is_logits=tap.place.field == "logits" or (head is not None and module is head),
+            field=tap.place.field or "",
+            description=tap.description,
+            rules=[
+                (stream, options.dtype, _native_positions(options.positions), options.phase, options.every)
+                for options, stream in tap.streams.items()
+            ],
+        )
+        if is_input:
+            attachment.add_pre_hook(module, native)
+        else:
+            attachment.add_hook(module, native)
 
 
 def refuse_compiled(model: nn.Module, plan: Plan) -> None:
@@ -148,20 +135,6 @@ def refuse_compiled(model: nn.Module, plan: Plan) -> None:
                     f"{tap.description}: {path or 'the model'} is compiled with torch.compile, and compiled code does "
                     "not call hooks that are added later: capture it before that, or compile it inside the block"
                 )
-
-
-def encoder_of(model: nn.Module) -> nn.Module | None:
-    """The encoder of an encoder-decoder model: it reads another sequence than the root. None for other models."""
-    if not getattr(getattr(model, "config", None), "is_encoder_decoder", False):
-        return None
-    encoder: nn.Module | None = model.get_encoder()  # type: ignore[operator]
-    return encoder if encoder is not model else None
-
-
-def _register(module: nn.Module, callable_: Callable[..., Any], *, is_input: bool) -> RemovableHandle:
-    if is_input:
-        return module.register_forward_pre_hook(callable_, with_kwargs=True)
-    return module.register_forward_hook(callable_)
 
 
 def _native_positions(positions: str | tuple[int, ...]) -> str | list[int] | slice:

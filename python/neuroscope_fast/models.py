@@ -123,7 +123,10 @@ def load_skeleton(
 def _load_embedded() -> tuple[nn.Module, Any]:
     from . import demo
 
-    model, tokenizer = demo.load()
+    if not demo.path().is_dir():
+        raise ModelError(f"the embedded model is missing from this installation: {demo.path()}; install it anew")
+    model, tokenizer = _guarded("the embedded model cannot be loaded", demo.load)
+    model.config.name_or_path = EMBEDDED  # and not where this installation keeps it
     return model, tokenizer
 
 
@@ -133,10 +136,8 @@ def _load(
     from transformers import AutoModelForCausalLM
 
     # The tokenizer first: where it fails, no weights have been downloaded in vain.
-    if tokenizer is None:
-        tokenizer = _tokenizer_of(source, revision, trust_remote_code)
-    else:
-        tokenizer = load_tokenizer(tokenizer)
+    own = tokenizer is None
+    tokenizer = _tokenizer_of(source, revision, trust_remote_code) if own else load_tokenizer(tokenizer)
     model: nn.Module = _guarded(
         f"model {source.name} cannot be loaded",
         lambda: AutoModelForCausalLM.from_pretrained(
@@ -179,16 +180,14 @@ def _weight_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
 def _find(name: str | os.PathLike[str], revision: str | None) -> _Source:
     text = os.fspath(name)
     folder = Path(text).expanduser()
-    if folder.is_dir():
+    if text and folder.is_dir():
         if not any((folder / file).is_file() for file in ("config.json", "adapter_config.json")):
             raise ModelError(f"{folder} holds no model: there is no config.json in it")
         return _Source(str(folder), local_files_only=True)
-    if folder.exists():
+    if text and folder.exists():
         raise ModelError(f"{folder} is a file: give the folder that holds the model and its config.json")
     if not isinstance(name, str) or not _HUB_ID.fullmatch(text) or text.startswith("."):
-        raise ModelError(
-            f"there is no folder {text!r}, and it is no Hugging Face Hub id (such as ORGANISATION/NAME)"
-        )
+        raise ModelError(f"there is no folder {text!r}, and it is no Hugging Face Hub id (such as ORGANISATION/NAME)")
     return _find_on_hub(text, revision)
 
 
@@ -241,7 +240,7 @@ def _guarded(what: str, action: Callable[[], T]) -> T:
         return action()
     except Exception as error:
         text = _one_line(error)
-        if "trust_remote_code" in text:
+        if "trust_remote_code" in str(error):
             text = "it brings code of its own; if you trust it, ask for it to be run (trust_remote_code)"
         raise ModelError(f"{what}: {text}") from error
 

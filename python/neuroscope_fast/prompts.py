@@ -31,9 +31,7 @@ def split_prompts(prompts: Prompts) -> list[Prompt]:
     try:
         listed: list[Any] = list(given)
     except TypeError:
-        raise OptionError(
-            f"a {type(prompts).__name__} is no prompt: give text, or a list of messages"
-        ) from None
+        raise OptionError(f"a {type(prompts).__name__} is no prompt: give text, or a list of messages") from None
     if not listed:
         raise OptionError("there is no prompt: give at least one")
     return [_checked(prompt, f"prompt {number}") for number, prompt in enumerate(listed, start=1)]
@@ -54,9 +52,7 @@ def encode_prompt(tokenizer: Any, prompt: Prompt, number: int) -> EncodedPrompt:
     if not tokens:
         start = getattr(tokenizer, "bos_token_id", None)
         if start is None:
-            raise OptionError(
-                f"prompt {number} is empty, and the tokenizer has no token to begin with: give some text"
-            )
+            raise OptionError(f"prompt {number} is empty, and the tokenizer has no token to begin with: give some text")
         tokens = [int(start)]
     return EncodedPrompt(text, tokens)
 
@@ -68,9 +64,7 @@ def decode_completion(tokenizer: Any, prompt: Sequence[int], completion: Sequenc
     """
 
     def decode(tokens: Sequence[int]) -> str:
-        return str(
-            tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        )
+        return str(tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     before, whole = decode(prompt), decode([*prompt, *completion])
     return whole[len(before) :] if whole.startswith(before) else decode(completion)
@@ -105,8 +99,6 @@ def _checked(prompt: Any, where: str) -> Prompt:
         form = 'text or a list of messages such as {"role": "user", "content": "…"}'
         raise OptionError(f"{where} is a {type(prompt).__name__}: give {form}")
     for message in prompt:
-        if not (
-            isinstance(message, Mapping) and isinstance(message.get("role"), str) and "content" in message
-        ):
+        if not (isinstance(message, Mapping) and isinstance(message.get("role"), str) and "content" in message):
             raise OptionError(f"{where}: each message is an object with role and content, not {message!r}")
     return cast(Sequence[Message], prompt)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import re
+import weakref
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -32,6 +34,17 @@ def report_file_name(metadata_file: str) -> str:
     return metadata_file.removesuffix(".json") + "_format.md"
 
 
+_locked: weakref.WeakSet[RunDirectory] = weakref.WeakSet()
+
+
+def _forget_in_child() -> None:
+    for directory in list(_locked):
+        directory.forget()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
+
+
 class RunDirectory:
     """A folder that this process is writing a run into. It holds an exclusive lock on it until `release`."""
 
@@ -47,6 +60,7 @@ class RunDirectory:
             self._descriptor = os.open(path, os.O_RDONLY)
         except OSError as error:
             raise CaptureError(f"cannot create the run directory {path}: {error.strerror}") from error
+        _locked.add(self)
         try:
             self._lock()
             self._clear(overwrite)
@@ -109,8 +123,20 @@ class RunDirectory:
         for shard in shards:
             (self.path / f"{shard}.journal").unlink(missing_ok=True)
 
+    def discard(self) -> None:
+        """Take away the manifest of a run that never began."""
+        (self.path / MANIFEST_FILE).unlink(missing_ok=True)
+
     def release(self) -> None:
-        """Give the lock back."""
+        """Give the lock back. A forked child that still has the descriptor does not keep it."""
+        if self._descriptor >= 0:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def forget(self) -> None:
+        """In a forked child: drop the descriptor, so that the lock ends with the process that holds it."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .errors import OptionError
-
-if TYPE_CHECKING:
-    import torch
 
 
 def generation_arguments(
@@ -72,17 +69,13 @@ def ending_arguments(model: Any, tokenizer: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def seeded(seed: int | None, device: torch.device) -> Iterator[None]:
-    """Inside, random numbers come from `seed`; afterwards the generators stand where they stood before."""
+def seeded(seed: int | None) -> Iterator[None]:
+    """Inside, random numbers come from `seed`; afterwards the CPU's generator stands where it stood before."""
     if seed is None:
         yield
         return
     import torch
 
-    on_cuda = device.type == "cuda"
-    with torch.random.fork_rng(devices=[device.index or 0] if on_cuda else []):
-        # Not torch.manual_seed: it would seed every device there is, and for good.
-        torch.default_generator.manual_seed(seed)
-        if on_cuda:
-            torch.cuda.default_generators[device.index or 0].manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every device, and for good
         yield

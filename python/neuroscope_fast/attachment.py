@@ -1,0 +1,54 @@
+"""Hooks put on modules and taken off again, whatever comes in between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class Attachment:
+    """The hooks of one capture.
+
+    A hook is noted down before it is registered and taken off by its identity, so that an interrupt at any point
+    leaves none behind that `detach` does not find.
+    """
+
+    def __init__(self) -> None:
+        self._attached: list[tuple[nn.Module, Callable[..., Any]]] = []
+
+    def add_hook(self, module: nn.Module, hook: Callable[..., Any], *, always_call: bool = False) -> None:
+        """Register a forward hook."""
+        self._attached.append((module, hook))
+        module.register_forward_hook(hook, always_call=always_call)
+
+    def add_pre_hook(self, module: nn.Module, hook: Callable[..., Any]) -> None:
+        """Register a forward pre-hook that is given the keyword arguments too."""
+        self._attached.append((module, hook))
+        module.register_forward_pre_hook(hook, with_kwargs=True)
+
+    def detach(self) -> None:
+        """Take every hook off. An interrupt meanwhile is raised once all are off."""
+        interrupt: KeyboardInterrupt | None = None
+        while self._attached:
+            try:
+                _remove(*self._attached[-1])
+                self._attached.pop()
+            except KeyboardInterrupt as error:  # noted, and on with it: a hook left behind would outlive us
+                interrupt = error
+        if interrupt is not None:
+            raise interrupt
+
+
+def _remove(module: nn.Module, hook: Callable[..., Any]) -> None:
+    for hooks in (module._forward_pre_hooks, module._forward_hooks):
+        for key in [key for key, each in hooks.items() if each is hook]:
+            del hooks[key]
+            for flags in (
+                module._forward_pre_hooks_with_kwargs,
+                module._forward_hooks_with_kwargs,
+                module._forward_hooks_always_called,
+            ):
+                flags.pop(key, None)

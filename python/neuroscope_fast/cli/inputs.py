@@ -1,0 +1,124 @@
+"""What `capture` reads from its options: prompts, hooks, sizes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import typer
+
+from ..prompts import Prompt, split_prompts
+from ..spec import HookSpec, parse_hooks
+
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+_UNITS |= {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+_UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+
+
+def read_prompts(texts: Sequence[str], file: Path | None, messages: Sequence[str], *, chat: bool) -> list[Prompt]:
+    """All prompts: the texts, then those of the file, then the chats. `chat` makes texts a user's messages."""
+    prompts: list[Any] = list(texts)
+    if file is not None:
+        prompts += _prompts_of(file)
+    prompts += [_chat(text) for text in messages]
+    if not prompts:
+        raise typer.BadParameter("there is no prompt: give --prompt, --prompts-file or --messages")
+    if chat:
+        prompts = [[{"role": "user", "content": each}] if isinstance(each, str) else each for each in prompts]
+    return split_prompts(prompts)
+
+
+def _prompts_of(file: Path) -> list[Any]:
+    """Of a `.jsonl` file each line's JSON: a string, `{"prompt": …}`, `{"messages": […]}` or a list of messages.
+    Of any other file each line as it stands. Empty lines are passed over.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise typer.BadParameter(f"cannot read {file}: {error.strerror}", param_hint="--prompts-file") from None
+    except UnicodeDecodeError:
+        raise typer.BadParameter(f"{file} is not UTF-8 text", param_hint="--prompts-file") from None
+    numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    if file.suffix != ".jsonl":
+        return [line for _, line in numbered]
+    return [_prompt_of(line, f"{file}, line {number}") for number, line in numbered]
+
+
+def _prompt_of(line: str, where: str) -> Any:
+    value = _decode(line, where, "--prompts-file")
+    if isinstance(value, dict):
+        for key in ("prompt", "messages"):
+            if key in value:
+                return value[key]
+        raise typer.BadParameter(f"{where}: it has neither prompt nor messages", param_hint="--prompts-file")
+    return value
+
+
+def _chat(text: str) -> Any:
+    if not text.lstrip().startswith("["):
+        try:
+            text = Path(text).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            raise typer.BadParameter(
+                'give a list such as [{"role": "user", "content": "Hello"}], or a JSON file that holds one',
+                param_hint="--messages",
+            ) from None
+    return _decode(text, "it", "--messages")
+
+
+def _decode(text: str, what: str, option: str) -> Any:
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        raise typer.BadParameter(f"{what} is not valid JSON: {error}", param_hint=option) from None
+
+
+def read_hooks(
+    hooks: Sequence[str],
+    files: Sequence[Path],
+    *,
+    positions: str | None,
+    phase: str | None,
+    every: int | None,
+) -> list[HookSpec]:
+    """All hooks. The last three are for those that do not say otherwise themselves."""
+    specs = parse_hooks([*hooks, *files])
+    wanted: dict[str, Any] = {"positions": _positions(positions), "phase": phase, "every": every}
+    untouched = HookSpec(layer_name="x", component="residual")
+    changed = [
+        msgspec.structs.replace(
+            spec,
+            **{
+                name: value
+                for name, value in wanted.items()
+                if value is not None and getattr(spec, name) == getattr(untouched, name)
+            },
+        )
+        for spec in specs
+    ]
+    return parse_hooks(changed)
+
+
+def _positions(text: str | None) -> str | list[int] | None:
+    if text is None or not re.fullmatch(r"-?\d+(,-?\d+)*", text):
+        return text
+    return [int(number) for number in text.split(",")]
+
+
+def read_size(text: str, option: str) -> int:
+    """Bytes, at least one: `256MiB`, `4GiB`, `500MB`, `1048576`."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
+    size = int(float(match[1]) * _UNITS.get(match[2].lower(), 0)) if match is not None else 0
+    if size < 1:
+        raise typer.BadParameter(f"{text!r} is no size: write it like 256MiB or 4GiB", param_hint=option)
+    return size
+
+
+def one_of(value: str | None, allowed: Sequence[str], option: str) -> str | None:
+    """`value`, if it is one that is allowed."""
+    if value is not None and value not in allowed:
+        raise typer.BadParameter(f"{value!r} is none of {', '.join(allowed)}", param_hint=option)
+    return value

@@ -1,0 +1,31 @@
+"""Options of the commands that load a model, and quiet for the libraries that load it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+
+ModelOption = Annotated[
+    str,
+    typer.Option("--model", "-m", metavar="MODEL", help="`demo`, a folder, or a Hugging Face id.", show_default=False),
+]
+RevisionOption = Annotated[
+    str | None, typer.Option(metavar="REVISION", help="Branch, tag or commit of a Hugging Face model.")
+]
+TrustOption = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
+
+
+def quiet_transformers() -> None:
+    """Errors only, and no bars but those of downloads, on a terminal: loading has one of this command line's own."""
+    from huggingface_hub.utils.tqdm import enable_progress_bars
+    from transformers.utils import logging
+
+    quiet: Any = logging
+    if "TRANSFORMERS_VERBOSITY" not in os.environ:
+        quiet.set_verbosity_error()
+    quiet.disable_progress_bar()  # the Hub's too
+    if sys.stderr.isatty() and "HF_HUB_DISABLE_PROGRESS_BARS" not in os.environ:
+        enable_progress_bars()

@@ -1,0 +1,26 @@
+"""The options of a capture."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+
+Overflow = Literal["block", "drop", "fail"]
+
+MIB = 1 << 20
+Size = Annotated[int, msgspec.Meta(ge=1, le=(1 << 63) - 1)]
+
+
+class CaptureOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How a capture stores what it takes. Sizes are in bytes."""
+
+    dtype: str | None = None
+    overflow: Overflow = "block"
+    ring_bytes: Size = 256 * MIB
+    block_bytes: Size = 4 * MIB
+    shard_bytes: Size = 4096 * MIB
+    direct_io: bool = True
+    tensor_access: Literal["automatic", "dlpack", "attributes"] = "automatic"
+    analysis: str | None = None
+    description: str = ""

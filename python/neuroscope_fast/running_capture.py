@@ -1,0 +1,289 @@
+"""A capture between the entry of its block and its end: the session, the hooks, and bringing all of it to disk."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import warnings
+from collections.abc import Iterable
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from .attachment import Attachment
+from .collect import Collected, checksums_of, collect, collect_dropped, never_ran
+from .environment import float8_rules, model_info, versions
+from .errors import CaptureError, CaptureWarning, OptionError
+from .manifest import INDEX_FILE, Counters, Manifest, ManifestHook, Status, encode_index
+from .options import CaptureOptions
+from .records import (
+    ActivationCapture,
+    CircuitAnalysis,
+    Generation,
+    HookConfiguration,
+    Metadata,
+    Usage,
+    encode_metadata,
+)
+from .run_directory import RunDirectory, metadata_file_name, report_file_name
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ._core import Session
+    from .hooks import Plan
+    from .passes import PassObserver
+    from .reader import Run
+
+
+class RunningCapture:
+    """What lives from the entry of the block to its end. Knows the Capture no more, so that it can outlive it."""
+
+    def __init__(self, plan: Plan, options: CaptureOptions, out: Path | None, *, overwrite: bool):
+        from . import _core
+
+        self.plan = plan
+        self.options = options
+        self.generations: list[Generation] = []
+        self.result: Run | None = None
+        self.finished = False
+        self._metadata_file = metadata_file_name(options.analysis)
+        self._process = os.getpid()
+        self._lock = threading.RLock()
+        self._attachment = Attachment()
+        self._observer: PassObserver | None = None
+        self._directory: RunDirectory | None = None
+        e4m3_saturates, e5m2_saturates = float8_rules()
+        if out is not None:
+            self._directory = RunDirectory(out, self._metadata_file, overwrite=overwrite)
+        try:
+            self.session: Session = _core.Session(
+                self.plan.streams,
+                len(self.plan.taps),
+                folder=None if self._directory is None else str(self._directory.path),
+                ring_bytes=options.ring_bytes,
+                block_bytes=options.block_bytes,
+                shard_bytes=options.shard_bytes,
+                overflow=options.overflow,
+                direct_io=options.direct_io,
+                e4m3_saturates=e4m3_saturates,
+                e5m2_saturates=e5m2_saturates,
+                tensor_access=options.tensor_access,
+            )
+        except BaseException as error:
+            self.cancel()
+            if isinstance(error, MemoryError):
+                raise OptionError(f"there is no memory for a ring of {options.ring_bytes} bytes") from error
+            if isinstance(error, (ValueError, TypeError)):
+                raise OptionError(f"wrong option: {error}") from error
+            raise
+
+    def start(self, model: nn.Module) -> None:
+        """Put the hooks on and, on disk, say that a run is being written."""
+        from .hooks import attach_taps
+        from .passes import PassObserver
+
+        self.manifest = self._first_manifest(model)
+        self._observer = PassObserver(model, self.session, [tap.place.module for tap in self.plan.taps])
+        self._observer.attach_first(self._attachment)
+        attach_taps(model, self.plan, self.session, self._attachment)
+        self._observer.attach_last(self._attachment)
+        if self._directory is not None:
+            self._directory.write_manifest(self.manifest)
+
+    def cancel(self) -> None:
+        """Undo a start that did not come to its end: nothing was captured, and nothing stays behind."""
+        self._attachment.detach()
+        self.finished = True
+        if self._directory is not None:
+            self._directory.discard()
+            self._directory.release()
+
+    def _first_manifest(self, model: nn.Module) -> Manifest:
+        return Manifest(
+            status="writing",
+            created=datetime.now().isoformat(),
+            metadata_file=self._metadata_file,
+            versions=versions(),
+            model=model_info(model),
+            options=msgspec.to_builtins(self.options),
+            hooks={
+                each.hook.hook_id: ManifestHook(
+                    layer_name=each.hook.layer_name,
+                    component=each.hook.component,
+                    module=_module_of(each.hook),
+                    input=each.input,
+                    output=each.output,
+                    dtype=each.dtype,
+                    positions=each.hook.spec.positions,
+                    phase=each.hook.spec.phase,
+                    every=each.hook.spec.every,
+                )
+                for each in self.plan.hooks
+            },
+        )
+
+    def counters(self) -> Counters:
+        return msgspec.convert(self.session.stats(), Counters, strict=False)
+
+    def finish(self, status: Status, cause: str | None) -> None:
+        """Take the hooks off, bring everything to its place, and make `result`. Does its work once.
+
+        Raises CaptureError where the engine failed or a file could not be written; what could be saved is. An interrupt
+        while the ring drains is raised when all is written.
+        """
+        interrupt: KeyboardInterrupt | None = None
+        with self._lock:
+            if self.finished or os.getpid() != self._process:  # a forked child must not touch the parent's files
+                return
+            try:
+                self._attachment.detach()
+            except KeyboardInterrupt as error:
+                interrupt = error
+            failure: CaptureError | None = None
+            while True:
+                try:
+                    self.session.close()
+                except CaptureError as error:
+                    failure, status, cause = error, "failed", str(error)
+                except KeyboardInterrupt as error:
+                    interrupt = error
+                    continue
+                break
+            if interrupt is not None and status == "complete":
+                status, cause = "interrupted", "KeyboardInterrupt"
+            try:
+                self._write(status, cause)
+            except CaptureError as error:
+                self._write_failure(str(failure or error))
+                if failure is None:
+                    raise
+                raise failure from error
+            finally:
+                self.finished = True
+                self._observer = None
+                if self._directory is not None:
+                    self._directory.release()
+        if failure is not None:
+            raise failure
+        if interrupt is not None:
+            raise interrupt
+
+    def _write_failure(self, cause: str) -> None:
+        """The files beside the shards could not be written: say so in the manifest, if at least that can be."""
+        self.manifest = msgspec.structs.replace(self.manifest, status="failed", cause=cause)
+        if self._directory is not None:
+            with contextlib.suppress(CaptureError):  # the error that is on its way to the user says the same
+                self._directory.write_manifest(self.manifest)
+
+    def _write(self, status: Status, cause: str | None) -> None:
+        from .reader import DirectorySource, MemorySource, Run
+
+        directory = self._directory
+        on_disk = directory is not None
+        collected = collect(
+            self.session,
+            self.plan,
+            on_disk=on_disk,
+            published=directory.published if directory is not None else lambda _: False,
+        )
+        metadata = self._metadata(collected)
+        self.manifest = msgspec.structs.replace(
+            self.manifest,
+            status=status,
+            cause=cause,
+            closed=datetime.now().isoformat(),
+            counters=self.counters(),
+            warnings=self._warnings(collected),
+            dropped=collect_dropped(self.session, self.plan),
+            checksums=checksums_of(collected),
+        )
+        if directory is None:
+            self.result = Run(metadata, self.manifest, MemorySource(collected.tensors))
+            return
+        self.result = Run(metadata, self.manifest, DirectorySource(directory.path), directory.path)
+        self._write_files(directory, metadata, collected)
+
+    def _write_files(self, directory: RunDirectory, metadata: Metadata, collected: Collected) -> None:
+        from .report import render
+
+        encoded = encode_metadata(metadata)
+        directory.write(self._metadata_file, encoded)
+        directory.write(report_file_name(self._metadata_file), render(encoded).encode())
+        directory.write(INDEX_FILE, encode_index(collected.weight_map, collected.total_size))
+        directory.write_manifest(self.manifest)
+        directory.remove_journals(collected.checksums)
+
+    def warn(self) -> None:
+        """Tell of hooks whose module never ran: most likely the model that ran is not the one that was hooked."""
+        silent = never_ran(self.plan, self.session)
+        if silent:
+            shown = ", ".join(silent[:4]) + (f" and {len(silent) - 4} more" if len(silent) > 4 else "")
+            warnings.warn(
+                f"nothing was captured for {shown}: the hooked modules never ran "
+                "(a model compiled with torch.compile before the capture does not call hooks)",
+                CaptureWarning,
+                stacklevel=3,
+            )
+
+    def _warnings(self, collected: Collected) -> list[str]:
+        silent = set(never_ran(self.plan, self.session))
+        return [
+            f"hook {hook_id!r} captured nothing" + (": its module never ran" if hook_id in silent else "")
+            for hook_id, records in collected.activations.items()
+            if not records
+        ] + ([f"records dropped because the ring was full: {drops}"] if (drops := self.counters().drops) else [])
+
+    def _metadata(self, collected: Collected) -> Metadata:
+        generations = self.generations
+        if generations:
+            usage = _sum(each.usage for each in generations)
+        else:
+            usage = self._observer.usage() if self._observer is not None else Usage()
+        common: dict[str, Any] = {
+            "timestamp": self.manifest.created,
+            "generated_text": "\n\n".join(each.generated_text for each in generations),
+            "activations": collected.activations,
+            "usage": usage,
+            "hook_configurations": [
+                HookConfiguration(
+                    layer_name=each.hook.layer_name,
+                    component=each.hook.component,
+                    hook_id=each.hook.hook_id,
+                    capture_output=each.output is not None,
+                    capture_input=each.input is not None,
+                    dtype=each.hook.spec.dtype,
+                    positions=each.hook.spec.positions,
+                    phase=each.hook.spec.phase,
+                    every=each.hook.spec.every,
+                )
+                for each in self.plan.hooks
+            ],
+            "generations": generations if len(generations) > 1 else [],
+        }
+        if self.options.analysis is None:
+            return ActivationCapture(demo_type="activation_capture", total_hooks=len(self.plan.hooks), **common)
+        return CircuitAnalysis(
+            demo_type="circuit_analysis",
+            analysis_name=self.options.analysis,
+            analysis_description=self.options.description,
+            hooks_used=len(self.plan.hooks),
+            **common,
+        )
+
+
+def _module_of(hook: Any) -> str:
+    place = hook.output or hook.input
+    return str(place.module)
+
+
+def _sum(usages: Iterable[Usage]) -> Usage:
+    each = list(usages)
+    return Usage(
+        sum(usage.prompt_tokens for usage in each),
+        sum(usage.completion_tokens for usage in each),
+        sum(usage.total_tokens for usage in each),
+    )
