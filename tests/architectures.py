@@ -80,9 +80,7 @@ _BUILDERS: dict[str, Callable[[], torch.nn.Module]] = {
         layer_types=["sliding_attention", "sliding_attention", "full_attention"],
     ),
     "mistral": _model("MistralForCausalLM", "MistralConfig", **LLAMA_SIZES, sliding_window=4),
-    "mixtral": _model(
-        "MixtralForCausalLM", "MixtralConfig", **LLAMA_SIZES, **_SPARSE, num_local_experts=EXPERTS
-    ),
+    "mixtral": _model("MixtralForCausalLM", "MixtralConfig", **LLAMA_SIZES, **_SPARSE, num_local_experts=EXPERTS),
     "qwen3_moe": _model(
         "Qwen3MoeForCausalLM",
         "Qwen3MoeConfig",
@@ -116,9 +114,7 @@ _BUILDERS: dict[str, Callable[[], torch.nn.Module]] = {
         word_embed_proj_dim=HIDDEN,
     ),
     "phi3": _model("Phi3ForCausalLM", "Phi3Config", **LLAMA_SIZES),
-    "bloom": _model(
-        "BloomForCausalLM", "BloomConfig", **_COMMON, hidden_size=HIDDEN, n_layer=LAYERS, n_head=4
-    ),
+    "bloom": _model("BloomForCausalLM", "BloomConfig", **_COMMON, hidden_size=HIDDEN, n_layer=LAYERS, n_head=4),
     "mamba": _model(
         "MambaForCausalLM",
         "MambaConfig",

@@ -103,9 +103,7 @@ def capture() -> ActivationCapture:
         generated_text="\n\n".join(texts),
         activations={
             "mlp": records,
-            'tokens "in" memory': [
-                Record('tokens "in" memory', "model.embed_tokens", "embedding", [], "int64", False)
-            ],
+            'tokens "in" memory': [Record('tokens "in" memory', "model.embed_tokens", "embedding", [], "int64", False)],
             "nothing": [],
         },
         usage=Usage(prompt_tokens=8, completion_tokens=2, total_tokens=10),
@@ -121,13 +119,10 @@ def capture() -> ActivationCapture:
                 every=2,
             ),
             HookConfiguration("model.embed_tokens", "embedding", 'tokens "in" memory', True, positions="2:"),
-            HookConfiguration(
-                "model.norm", "layernorm", "nothing", False, capture_input=True, phase="decode"
-            ),
+            HookConfiguration("model.norm", "layernorm", "nothing", False, capture_input=True, phase="decode"),
         ],
         generations=[
-            Generation(prompt=f"Prompt {number}", generated_text=text, usage=usage)
-            for number, text in enumerate(texts)
+            Generation(prompt=f"Prompt {number}", generated_text=text, usage=usage) for number, text in enumerate(texts)
         ],
     )
 

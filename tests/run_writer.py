@@ -144,9 +144,7 @@ def journal_entries(tensors: list[Tensor]) -> list[bytes]:
     for item in tensors:
         if item.stream not in known:
             known.add(item.stream)
-            entries.append(
-                journal_entry(struct.pack("<BIB", 1, item.stream, item.is_input) + item.hook_id.encode())
-            )
+            entries.append(journal_entry(struct.pack("<BIB", 1, item.stream, item.is_input) + item.hook_id.encode()))
         if item.note != note:
             note = item.note
             entries.append(journal_entry(b"\x02" + (json.dumps(note).encode() if note else b"")))
@@ -217,9 +215,7 @@ class RunWriter:
         facts: dict[str, Any] = {"prompt": prompt, "step": step, "call": call, "is_input": is_input}
         facts |= {"source": source, "note": note or {}, "stream": 2 * self.hooks.index(hook_id) + is_input}
         entry: dict[str, Any] = {"shape": list(tensor.shape), "dtype": dtype_of(tensor), "is_input": is_input}
-        entry |= {
-            name: value for name, value in (("step", step), ("prompt", prompt), ("call", call)) if value
-        }
+        entry |= {name: value for name, value in (("step", step), ("prompt", prompt), ("call", call)) if value}
         entry |= note or {}
         if source is not None and source != dtype_of(tensor):
             entry["source_dtype"] = source

@@ -191,9 +191,7 @@ def test_a_run_in_memory_has_the_same_face() -> None:
         usage=Usage(),
         hook_configurations=[],
     )
-    manifest = Manifest(
-        status="complete", created="2026-01-02T03:04:05", metadata_file="activation_capture.json"
-    )
+    manifest = Manifest(status="complete", created="2026-01-02T03:04:05", metadata_file="activation_capture.json")
     run = Run(metadata, manifest, MemorySource(tensors))
     assert run.path is None
     assert repr(run) == "<Run in memory: 2 hooks, complete>"

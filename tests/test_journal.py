@@ -15,9 +15,7 @@ TENSORS = [
     Tensor("a/000000", "a", random_tensor((1, 7, 4)), source="bfloat16", stream=5),
     Tensor("ünïcode/000000", "ünïcode", random_tensor((), seed=1), stream=6),
     Tensor("a/000001", "a", random_tensor((1, 1, 4), seed=2), step=1, stream=5, note=NOTE),
-    Tensor(
-        "a/p2/c3/000004/input", "a", random_tensor((2, 0, 3)), 2, 4, 3, is_input=True, stream=7, note=NOTE
-    ),
+    Tensor("a/p2/c3/000004/input", "a", random_tensor((2, 0, 3)), 2, 4, 3, is_input=True, stream=7, note=NOTE),
     Tensor("a/000002/scale", "a", random_tensor((2,), seed=3), step=2, is_scale=True, stream=5),
 ]
 ENTRIES = journal_entries(TENSORS)

@@ -40,9 +40,7 @@ def test_unmatched_alternatives() -> None:
     assert pattern.unmatched(pattern.expand(NAMES)) == ["g", "3"]
 
 
-parts = st.text(
-    st.characters(codec="utf-8", exclude_characters=".*{},", categories=("L", "N", "P", "S")), min_size=1
-)
+parts = st.text(st.characters(codec="utf-8", exclude_characters=".*{},", categories=("L", "N", "P", "S")), min_size=1)
 paths = st.lists(parts, min_size=1, max_size=5).map(".".join)
 
 

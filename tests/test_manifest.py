@@ -34,15 +34,11 @@ def full() -> Manifest:
         versions={"torch": "2.13.0", "triton": None},
         model=ModelInfo(class_name="LlamaForCausalLM", name_or_path="demo", revision="main", dtype="float32"),
         options={"dtype": "bfloat16", "ring_bytes": 1 << 28, "policy": "drop"},
-        hooks={
-            "h": ManifestHook(layer_name="l", component="mlp", module="l.mlp", output=0, positions=[0, -1])
-        },
+        hooks={"h": ManifestHook(layer_name="l", component="mlp", module="l.mlp", output=0, positions=[0, -1])},
         counters=Counters(records=3, bytes_in=30, stall_seconds=0.25, drops=1),
         warnings=["one"],
         dropped=[Dropped("h", 4, prompt=1)],
-        checksums=Checksums.of(
-            {"activations-int8-00000.safetensors": {"h/000000": 0xDEADBEEF, "h/000001": 7}}
-        ),
+        checksums=Checksums.of({"activations-int8-00000.safetensors": {"h/000000": 0xDEADBEEF, "h/000001": 7}}),
     )
 
 
@@ -50,9 +46,7 @@ def test_it_reads_back() -> None:
     data = encode_manifest(full())
     again = decode_manifest(data)
     assert encode_manifest(again) == data
-    assert data.startswith(
-        b'{\n  "format": "neuroscope-fast run",\n  "format_version": 1,\n  "status": "failed",\n'
-    )
+    assert data.startswith(b'{\n  "format": "neuroscope-fast run",\n  "format_version": 1,\n  "status": "failed",\n')
     assert list(json.loads(data)) == [
         "format",
         "format_version",

@@ -45,9 +45,7 @@ def shown(document: str) -> list[str]:
             children = token.children or []
             kinds = {child.type for child in children} - {"text", "text_special", "softbreak", "hardbreak"}
             assert not kinds, kinds
-            texts.append(
-                "".join(child.content or "\n" for child in children if child.content or "break" in child.type)
-            )
+            texts.append("".join(child.content or "\n" for child in children if child.content or "break" in child.type))
     return texts
 
 

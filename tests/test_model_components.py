@@ -33,9 +33,7 @@ class Probe(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.encoder = nn.ModuleDict({"proj": nn.Linear(8, 12), "act": nn.ReLU(), "back": nn.Linear(12, 8)})
-        self.stack = nn.Sequential(
-            nn.Sequential(nn.Linear(8, 8), nn.Tanh()), nn.Sequential(nn.Linear(8, 8), nn.Tanh())
-        )
+        self.stack = nn.Sequential(nn.Sequential(nn.Linear(8, 8), nn.Tanh()), nn.Sequential(nn.Linear(8, 8), nn.Tanh()))
         self.look = nn.MultiheadAttention(8, 2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -138,9 +136,7 @@ class SparseBlock(Block):
 
 def test_experts_that_are_modules() -> None:
     model = TinyGPT(SparseBlock).eval()
-    rows = {
-        row for row in components(model) if row[0].startswith("transformer.h.0") and row[1] != "layernorm"
-    }
+    rows = {row for row in components(model) if row[0].startswith("transformer.h.0") and row[1] != "layernorm"}
     mlp = "transformer.h.0.mlp"
     assert rows == {
         ("transformer.h.0", "residual", "transformer.h.0"),
@@ -192,9 +188,7 @@ def test_layers_that_do_one_thing_each() -> None:
 
     mlp = MixerMLP(nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 16))
     model = TinyGPT()
-    model.transformer["h"] = nn.ModuleList(
-        [HybridBlock(Attention(16)), HybridBlock(mlp), HybridBlock(Mamba())]
-    )
+    model.transformer["h"] = nn.ModuleList([HybridBlock(Attention(16)), HybridBlock(mlp), HybridBlock(Mamba())])
     rows = [row for row in components(model) if row[0].startswith("transformer.h") and row[1] != "layernorm"]
     assert rows == [
         ("transformer.h.0", "residual", "transformer.h.0"),

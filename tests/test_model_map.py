@@ -87,9 +87,7 @@ def test_looking_at_a_model_leaves_it_as_it_was(name: str) -> None:
     assert state() == before
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in ARCHITECTURES if "neuron" in EXPECTED[name] and name != "bloom"]
-)
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if "neuron" in EXPECTED[name] and name != "bloom"])
 def test_the_down_projection_of_the_neurons_is_the_mlps_output(name: str) -> None:
     model = shared(name)
     for layer, component, module in components(model):
@@ -124,9 +122,7 @@ def test_logits_are_those_of_the_models_output(name: str) -> None:
 def test_residuals_chain_from_layer_to_layer() -> None:
     for name in ARCHITECTURES:
         model = shared(name)
-        stacks = {
-            re.sub(r"\d+$", "", layer) for layer, component, _ in components(model) if component == "residual"
-        }
+        stacks = {re.sub(r"\d+$", "", layer) for layer, component, _ in components(model) if component == "residual"}
         for stack in stacks:
             before = place_of(model, f"{stack}0:residual")
             after = input_of(model, f"{stack}1", "residual")
@@ -181,9 +177,7 @@ def test_the_same_place_by_several_names(name: str, same: list[str]) -> None:
 
 
 def test_where_the_mlp_has_no_module_its_input_is_that_of_the_up_projection() -> None:
-    assert input_of(shared("opt"), "model.decoder.layers.0", "mlp") == Place(
-        "model.decoder.layers.0.fc1", "input"
-    )
+    assert input_of(shared("opt"), "model.decoder.layers.0", "mlp") == Place("model.decoder.layers.0.fc1", "input")
     bert = Place("bert.encoder.layer.1.intermediate.dense", "input")
     assert input_of(shared("bert"), "bert.encoder.layer.1.output", "mlp") == bert
 
@@ -241,6 +235,4 @@ def test_parts_of_a_component_go_by_its_name() -> None:
 
 
 def test_the_residual_stream_between_the_parts_of_a_t5_block() -> None:
-    assert place_of(shared("t5"), "encoder.block.0.layer.0:residual") == Place(
-        "encoder.block.0.layer.0", "output"
-    )
+    assert place_of(shared("t5"), "encoder.block.0.layer.0:residual") == Place("encoder.block.0.layer.0", "output")

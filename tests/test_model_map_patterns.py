@@ -34,9 +34,7 @@ def test_what_a_pattern_takes() -> None:
     assert layers("model.layers.*:neuron") == ["model.layers.0"]
     assert layers("model.layers.*:mlp") == [f"model.layers.{index}" for index in range(3)]  # dense and sparse
     assert layers("model.layers.*.mlp:mlp") == [f"model.layers.{index}.mlp" for index in range(3)]
-    assert layers("model.layers.*.*:mlp") == [
-        f"model.layers.{index}.mlp" for index in range(3)
-    ]  # no dropout, no norm
+    assert layers("model.layers.*.*:mlp") == [f"model.layers.{index}.mlp" for index in range(3)]  # no dropout, no norm
     assert layers("*:embedding") == ["model"]
     assert layers("*.*:layernorm") == ["model.norm"]
     assert layers("model.layers.{0..2}.input_layernorm:layernorm")[2] == "model.layers.2.input_layernorm"

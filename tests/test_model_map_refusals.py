@@ -126,9 +126,7 @@ def test_base_model_without_a_head() -> None:
 def test_a_hook_id_that_comes_twice() -> None:
     model = shared("llama")
     message = refused(model, ["model.layers.0:mlp:x", "model.layers.1:mlp:x"])
-    assert message.startswith(
-        "hook id 'x' comes twice: for model.layers.0:mlp and for model.layers.1:mlp; give"
-    )
+    assert message.startswith("hook id 'x' comes twice: for model.layers.0:mlp and for model.layers.1:mlp; give")
     assert "comes twice" in refused(model, ["model.layers.*:residual", "model.layers.1:residual"])
     assert "comes twice" in refused(model, ["model.layers.0:mlp:r.0", "model.layers.*:residual:r"])
 

@@ -7,14 +7,13 @@ import weakref
 from typing import Any
 
 import architectures
+import neuroscope_fast as nsf
 import pytest
 import torch
 from conftest import hook_state
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache, StaticCache
-
-import neuroscope_fast as nsf
 
 IDS = torch.tensor([[0, 0, 5, 6, 7, 8], [3, 4, 5, 6, 7, 8]])
 LEFT = (IDS != 0).long()
@@ -46,9 +45,7 @@ def test_an_interrupt_inside_a_forward_ends_its_step(llama: nn.Module) -> None:
 
 
 @pytest.mark.parametrize(("positions", "kept"), [("all", [5, 6, 7]), ("last", [5, 6, 7]), ([0], []), ([5, 7], [5, 7])])
-def test_logits_of_a_generation_say_which_positions_they_are(
-    llama: nn.Module, positions: Any, kept: list[int]
-) -> None:
+def test_logits_of_a_generation_say_which_positions_they_are(llama: nn.Module, positions: Any, kept: list[int]) -> None:
     hook = {"layer_name": "lm_head", "component": "logits", "hook_id": "x", "positions": positions}
     with nsf.capture(llama, hook) as cap:
         llama.generate(IDS[1:], max_new_tokens=3, min_new_tokens=3, do_sample=False, pad_token_id=0)
@@ -268,3 +265,11 @@ def test_a_relative_folder_and_a_change_of_folder(
         monkeypatch.chdir(tmp_path / "elsewhere")
     assert cap.result["x"][0].shape == (2, 6, architectures.HIDDEN)
     assert nsf.open(tmp_path / "run").status == "complete"
+
+
+def test_an_encoder_that_was_run_on_its_own_is_a_step_of_its_own() -> None:
+    model = architectures.build("t5")
+    with nsf.capture(model, "encoder.block.0:residual:x") as cap:
+        model.get_encoder()(IDS[:, :4])
+        model(input_ids=IDS, decoder_input_ids=IDS[:, :2])
+    assert [(step, call, shape) for step, call, shape, _, _ in labels(cap)] == [(0, 0, (2, 4)), (1, 0, (2, 6))]

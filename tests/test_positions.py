@@ -50,9 +50,7 @@ def refused(hooks: object) -> str:
 )
 def test_positions(given_form: object, normal: object) -> None:
     assert parse_hooks(spec(positions=given_form))[0].positions == normal
-    assert (
-        parse_hooks({"layer_name": LAYER, "component": "mlp", "positions": given_form})[0].positions == normal
-    )
+    assert parse_hooks({"layer_name": LAYER, "component": "mlp", "positions": given_form})[0].positions == normal
 
 
 @pytest.mark.parametrize(

@@ -20,9 +20,7 @@ def generation(folder: Path, steps: int = 4, **options: object) -> RunWriter:
     for step in range(steps):
         for seed, hook in enumerate(writer.hooks):
             if hook not in writer.shared:
-                writer.add(
-                    hook, random_tensor((1, 1 if step else 7, 8), "float32", 10 * step + seed), step=step
-                )
+                writer.add(hook, random_tensor((1, 1 if step else 7, 8), "float32", 10 * step + seed), step=step)
     return writer
 
 

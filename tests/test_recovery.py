@@ -37,9 +37,7 @@ def steps(folder: Path, count: int = 4, roll_over_at: int | None = None, **optio
 
 
 def open_killed(folder: Path) -> Run:
-    with pytest.warns(
-        RunIncompleteWarning, match="was interrupted: the process that wrote it is gone"
-    ) as caught:
+    with pytest.warns(RunIncompleteWarning, match="was interrupted: the process that wrote it is gone") as caught:
         run = open_run(folder)
     assert run.status == "interrupted"
     assert str(caught[0].message) == run.notice

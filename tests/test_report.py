@@ -41,9 +41,7 @@ def test_the_entries_of_the_reference_run_are_bare_numbers() -> None:
         "model.layers.2.self_attn_attention": 60,
         "model.layers.5.self_attn_attention": 30,
     }
-    assert all(
-        type(n) is float for hook in REFERENCE["activations"].values() for entry in hook for n in entry
-    )
+    assert all(type(n) is float for hook in REFERENCE["activations"].values() for entry in hook for n in entry)
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -58,9 +56,7 @@ def test_nothing_is_unknown_in_a_run_of_ours() -> None:
 def test_only_the_generated_line_depends_on_the_time() -> None:
     changed = rendered(timestamp="2030-01-01T00:00:00").splitlines()
     same = rendered().splitlines()
-    differing = [
-        number for number, lines in enumerate(zip(changed, same, strict=True)) if lines[0] != lines[1]
-    ]
+    differing = [number for number, lines in enumerate(zip(changed, same, strict=True)) if lines[0] != lines[1]]
     assert [changed[number] for number in differing] == ["Generated: 2030-01-01T00:00:00"]
 
 
@@ -93,9 +89,7 @@ def test_the_generated_text(text: str, shown: str) -> None:
 )
 def test_what_a_hook_captures(sides: dict[str, bool], captures: str) -> None:
     hook = {"layer_name": "l", "component": "mlp", "hook_id": "h", **sides}
-    expected = (
-        f"\n\n1. **l**\n   - Component: mlp\n   - Hook ID: h\n   - Captures: {captures}\n\n## NeuroScope"
-    )
+    expected = f"\n\n1. **l**\n   - Component: mlp\n   - Hook ID: h\n   - Captures: {captures}\n\n## NeuroScope"
     assert expected in rendered(hook_configurations=[hook])
 
 
@@ -219,8 +213,7 @@ def skeleton(report: str) -> list[str]:
     """The blocks of a document. Fences are compared by their number of lines."""
     tokens = MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(report)
     return [
-        f"{token.type} {token.tag} {token.content.count(chr(10)) if token.type == 'fence' else ''}"
-        for token in tokens
+        f"{token.type} {token.tag} {token.content.count(chr(10)) if token.type == 'fence' else ''}" for token in tokens
     ]
 
 
@@ -243,18 +236,12 @@ def test_no_text_breaks_the_document(text: str, name: str, layer: str) -> None:
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | TEXTS,
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["layer_name", "shape", "x"]), inner)
-    ),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["layer_name", "shape", "x"]), inner),
     max_leaves=10,
 )
 
 
-@given(
-    st.dictionaries(
-        st.sampled_from([*REFERENCE, "total_hooks", "x"]), JSON | st.dictionaries(st.text(), JSON)
-    )
-)
+@given(st.dictionaries(st.sampled_from([*REFERENCE, "total_hooks", "x"]), JSON | st.dictionaries(st.text(), JSON)))
 def test_any_document_is_rendered_or_refused(document: dict[str, Any]) -> None:
     data = json.dumps(document).encode()
     known = document.get("demo_type") in ("circuit_analysis", "activation_capture")

@@ -23,8 +23,7 @@ SHAPES = [(2, 3, 5), (), (0,), (3, 0, 2), (1,), (7,)]
 
 def _tensors(dtype: str) -> list[Tensor]:
     return [
-        Tensor(f"h/{step:06d}", "h", random_tensor(shape, dtype, step), step=step)
-        for step, shape in enumerate(SHAPES)
+        Tensor(f"h/{step:06d}", "h", random_tensor(shape, dtype, step), step=step) for step, shape in enumerate(SHAPES)
     ]
 
 

@@ -126,9 +126,7 @@ def refused(hooks: object) -> str:
 
 def test_unknown_field() -> None:
     message = refused(["a:mlp", {"layer": "b", "layer_name": "b", "component": "mlp"}])
-    assert message.startswith(
-        "hook 2: unknown field 'layer'; did you mean layer_name? fields: layer_name, component,"
-    )
+    assert message.startswith("hook 2: unknown field 'layer'; did you mean layer_name? fields: layer_name, component,")
     assert "unknown field 'colour'" in refused({"layer_name": "b", "component": "mlp", "colour": 1})
     assert "unknown field 3" in refused({"layer_name": "b", "component": "mlp", 3: 1})
 
@@ -141,18 +139,14 @@ def test_missing_field() -> None:
 
 def test_unknown_component() -> None:
     message = refused("a:atention")
-    assert message.startswith(
-        "hook 'a:atention': unknown component 'atention'; did you mean attention? available:"
-    )
+    assert message.startswith("hook 'a:atention': unknown component 'atention'; did you mean attention? available:")
     assert all(component in message for component in AVAILABLE_COMPONENTS)
     assert "did you mean mlp" in refused("a:MLP")
 
 
 @pytest.mark.parametrize("component", UNAVAILABLE_COMPONENTS)
 def test_components_of_later_versions(component: str) -> None:
-    assert f"component '{component}' is not available in this version yet; available: " in refused(
-        f"a:{component}"
-    )
+    assert f"component '{component}' is not available in this version yet; available: " in refused(f"a:{component}")
 
 
 def test_component_names() -> None:
@@ -236,9 +230,7 @@ def test_dtypes() -> None:
             assert parse_hooks({"layer_name": "a", "component": "mlp", "dtype": form})[0].dtype == name
 
 
-parts = st.text(
-    st.characters(codec="utf-8", exclude_characters=".*{},", categories=("L", "N", "P", "S")), min_size=1
-)
+parts = st.text(st.characters(codec="utf-8", exclude_characters=".*{},", categories=("L", "N", "P", "S")), min_size=1)
 paths = st.lists(parts, min_size=1, max_size=5).map(".".join)
 
 

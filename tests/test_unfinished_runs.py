@@ -28,9 +28,7 @@ def locked(folder: Path) -> Iterator[None]:
 @pytest.mark.parametrize("status", ["interrupted", "failed"])
 def test_a_run_that_was_closed_early_says_so(status: str, tmp_path: Path) -> None:
     folder = generation(tmp_path).close(status, "no space left on device")
-    with pytest.warns(
-        RunIncompleteWarning, match=r"\(no space left on device\); 8 records are whole$"
-    ) as caught:
+    with pytest.warns(RunIncompleteWarning, match=r"\(no space left on device\); 8 records are whole$") as caught:
         run = open_run(folder)
     assert [str(warning.message) for warning in caught] == [run.notice]
     assert caught[0].filename == __file__

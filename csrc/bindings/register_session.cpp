@@ -208,12 +208,12 @@ void register_session(py::module_& module) {
         .def(
             "begin_step",
             [](Session& session, bool decode, std::int64_t offset, std::int64_t batch, std::int64_t length,
-               const py::bytes& mask, std::int64_t logits_kept, bool guessed) {
+               const py::bytes& mask, std::int64_t logits_kept, bool guessed, bool continues_encoder) {
                 return session.clock.begin(
-                    make_facts(decode, offset, batch, length, mask, logits_kept, guessed));
+                    make_facts(decode, offset, batch, length, mask, logits_kept, guessed), continues_encoder);
             },
             py::kw_only(), "decode"_a, "offset"_a, "batch"_a, "length"_a, "mask"_a, "logits_kept"_a,
-            "guessed"_a)
+            "guessed"_a, "continues_encoder"_a)
         .def(
             "begin_encoder",
             [](Session& session, std::int64_t batch, std::int64_t length, const py::bytes& mask) {

@@ -57,13 +57,14 @@ void StepClock::open(Step& step, Step::State state) {
     step.encoder_ran = false;
 }
 
-std::uint32_t StepClock::begin(StepFacts facts) {
+std::uint32_t StepClock::begin(StepFacts facts, bool continues_encoder) {
     Step& step = mine();
     if (step.depth++ > 0) {
         if (facts.known() && (step.facts.guessed || !step.facts.known())) step.facts = std::move(facts);
         return step.number;
     }
-    if (step.state != Step::State::outside_root || !step.encoder_ran) open(step, Step::State::inside_root);
+    const bool goes_on = step.state == Step::State::outside_root && step.encoder_ran && continues_encoder;
+    if (!goes_on) open(step, Step::State::inside_root);
     step.state = Step::State::inside_root;
     step.facts = std::move(facts);
     return step.number;

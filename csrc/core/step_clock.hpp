@@ -50,7 +50,8 @@ class StepClock {
     StepClock& operator=(const StepClock&) = delete;
 
     // Returns the number of the step. An inner pass tells its facts where the outer one knew none.
-    std::uint32_t begin(StepFacts facts);
+    // continues_encoder: the pass goes on with what the encoder has computed on its own just before.
+    std::uint32_t begin(StepFacts facts, bool continues_encoder = true);
     void end();
     void begin_encoder(StepFacts facts);
     void next_prompt();

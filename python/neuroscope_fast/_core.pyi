@@ -39,7 +39,16 @@ class Session:
         rules: list[Any],
     ) -> Callable[..., None]: ...
     def begin_step(
-        self, *, decode: bool, offset: int, batch: int, length: int, mask: bytes, logits_kept: int, guessed: bool
+        self,
+        *,
+        decode: bool,
+        offset: int,
+        batch: int,
+        length: int,
+        mask: bytes,
+        logits_kept: int,
+        guessed: bool,
+        continues_encoder: bool,
     ) -> int: ...
     def begin_encoder(self, *, batch: int, length: int, mask: bytes) -> None: ...
     def end_step(self) -> None: ...

@@ -36,9 +36,7 @@ def data_ref(record: Record) -> DataRef:
     """
     if record.data is not None:
         return record.data
-    key = tensor_key(
-        record.hook_id, record.step, prompt=record.prompt, call=record.call, is_input=record.is_input
-    )
+    key = tensor_key(record.hook_id, record.step, prompt=record.prompt, call=record.call, is_input=record.is_input)
     return DataRef("", key)
 
 
@@ -86,19 +84,13 @@ class Activations(Sequence["torch.Tensor"]):
     def _view(self, records: Sequence[Record], everything: Sequence[Record] | None = None) -> Activations:
         return Activations(self.hook_id, records, self._source, records if everything is None else everything)
 
-    def where(
-        self, *, step: Selection = None, prompt: Selection = None, call: Selection = None
-    ) -> Activations:
+    def where(self, *, step: Selection = None, prompt: Selection = None, call: Selection = None) -> Activations:
         """The tensors of these steps, prompts and calls: a number, a slice, or anything that has `in` (range,
         set).
         """
 
         def chosen(record: Record) -> bool:
-            return (
-                _matches(record.step, step)
-                and _matches(record.prompt, prompt)
-                and _matches(record.call, call)
-            )
+            return _matches(record.step, step) and _matches(record.prompt, prompt) and _matches(record.call, call)
 
         return self._view(list(filter(chosen, self._records)), list(filter(chosen, self._everything)))
 
@@ -155,8 +147,7 @@ class Activations(Sequence["torch.Tensor"]):
             values = sorted({getattr(record, name) for record in self._records})
             if len(values) > 1:
                 raise RunError(
-                    f"{self.hook_id} has tensors of {len(values)} {name}s: "
-                    f"choose one with .where({name}={values[0]})"
+                    f"{self.hook_id} has tensors of {len(values)} {name}s: choose one with .where({name}={values[0]})"
                 )
         rank = len(self._records[0].shape)
         if rank == 0:
@@ -206,9 +197,7 @@ class Activations(Sequence["torch.Tensor"]):
         ref = record.scale or DataRef("", data_ref(record).key + "/scale")
         scale = self._source.tensor(ref)
         if list(scale.shape) != record.shape[:-1] or str(scale.dtype) != "torch.float32":
-            raise RunError(
-                f"{ref.file or 'memory'}: {ref.key} is no scale for an int8 tensor of shape {record.shape}"
-            )
+            raise RunError(f"{ref.file or 'memory'}: {ref.key} is no scale for an int8 tensor of shape {record.shape}")
         return scale
 
 

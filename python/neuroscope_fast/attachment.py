@@ -30,25 +30,20 @@ class Attachment:
         module.register_forward_pre_hook(hook, with_kwargs=True)
 
     def detach(self) -> None:
-        """Take every hook off. An interrupt meanwhile is raised once all are off."""
-        interrupt: KeyboardInterrupt | None = None
+        """Take every hook off. Can be called again where an interrupt ended it."""
         while self._attached:
-            try:
-                _remove(*self._attached[-1])
-                self._attached.pop()
-            except KeyboardInterrupt as error:  # noted, and on with it: a hook left behind would outlive us
-                interrupt = error
-        if interrupt is not None:
-            raise interrupt
+            _remove(*self._attached[-1])
+            self._attached.pop()
 
 
 def _remove(module: nn.Module, hook: Callable[..., Any]) -> None:
     for hooks in (module._forward_pre_hooks, module._forward_hooks):
         for key in [key for key, each in hooks.items() if each is hook]:
-            del hooks[key]
+            # The hook itself last: until then it is found again, should this be interrupted.
             for flags in (
                 module._forward_pre_hooks_with_kwargs,
                 module._forward_hooks_with_kwargs,
                 module._forward_hooks_always_called,
             ):
                 flags.pop(key, None)
+            hooks.pop(key, None)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from .reader import Run
 
+
 def capture(
     model: nn.Module,
     hooks: Hooks,
@@ -118,15 +119,16 @@ class Capture:
         self._entered().generations.append(Generation(prompt, generated_text, usage))
 
     def __enter__(self) -> Capture:
-        if self._running is not None:
+        if self._running is not None or self._model is None:
             raise CaptureError("a capture runs once: make a new one with nsf.capture(…)")
-        self._running = running = RunningCapture(self._plan, self.options, self._out, overwrite=self._overwrite)
+        self._running = running = RunningCapture(
+            self._model, self._plan, self.options, self._out, overwrite=self._overwrite
+        )
         # The backstop for a block that is never left: the interpreter exits, or the object is lost.
         self._finalizer = weakref.finalize(
             self, running.finish, "interrupted", "the interpreter exited, or the capture was dropped"
         )
         try:
-            assert self._model is not None  # given up only when the block is left
             running.start(self._model)
         except BaseException:
             self._finalizer.detach()

@@ -121,13 +121,9 @@ def _parse_header(data: bytes, name: str) -> tuple[DType, int]:
     if magic != MAGIC or zlib.crc32(data[: _HEADER.size - 4]) != crc:
         raise JournalHeaderError(f"{name} has no valid journal header")
     if version != VERSION:
-        raise RunError(
-            f"{name} has journal format version {version}; this neuroscope-fast reads version {VERSION}"
-        )
+        raise RunError(f"{name} has journal format version {version}; this neuroscope-fast reads version {VERSION}")
     if code >= len(DTYPES) or data_start == 0 or data_start % ALIGNMENT:
-        raise JournalHeaderError(
-            f"{name} names dtype {code} and data start {data_start}, which no writer makes"
-        )
+        raise JournalHeaderError(f"{name} names dtype {code} and data start {data_start}, which no writer makes")
     return DTYPES[code], data_start
 
 
@@ -144,17 +140,10 @@ def _entry_at(data: bytes, position: int) -> bytes | None:
     return payload if zlib.crc32(payload) == crc else None
 
 
-def _parse_record(
-    rest: bytes, dtype: DType, streams: dict[int, tuple[str, bool]], note: StepNote
-) -> JournalRecord:
+def _parse_record(rest: bytes, dtype: DType, streams: dict[int, tuple[str, bool]], note: StepNote) -> JournalRecord:
     stream, prompt, step, call, is_scale, source, rank = _RECORD_FRONT.unpack_from(rest)
     back = _RECORD_FRONT.size + 8 * rank
-    if (
-        rank > MAX_RANK
-        or len(rest) != back + _RECORD_BACK.size
-        or source >= len(DTYPES)
-        or stream not in streams
-    ):
+    if rank > MAX_RANK or len(rest) != back + _RECORD_BACK.size or source >= len(DTYPES) or stream not in streams:
         raise _BadEntry
     shape = struct.unpack_from(f"<{rank}Q", rest, _RECORD_FRONT.size)
     offset, size, crc32c = _RECORD_BACK.unpack_from(rest, back)

@@ -40,9 +40,7 @@ class LayerPattern:
                 self.alternatives.append(None)
                 expression += r"([^.]+)"
             elif token in ("{", "}"):
-                raise HookError(
-                    f"layer name {text!r}: its braces do not pair; write alternatives as {{2,10}}"
-                )
+                raise HookError(f"layer name {text!r}: its braces do not pair; write alternatives as {{2,10}}")
             elif token.startswith("{"):
                 choices = tuple(_choices(token[1:-1], text))
                 self.alternatives.append(choices)
@@ -90,12 +88,8 @@ def _choices(inside: str, text: str) -> Iterable[str]:
             continue
         first, last = int(span[1]), int(span[2])
         if first > last:
-            raise HookError(
-                f"layer name {text!r}: the range {part!r} runs backwards; write {{{last}..{first}}}"
-            )
+            raise HookError(f"layer name {text!r}: the range {part!r} runs backwards; write {{{last}..{first}}}")
         if last - first >= MAX_ALTERNATIVES:
-            raise HookError(
-                f"layer name {text!r}: the range {part!r} spans more than {MAX_ALTERNATIVES} layers"
-            )
+            raise HookError(f"layer name {text!r}: the range {part!r} spans more than {MAX_ALTERNATIVES} layers")
         choices.update((str(number), None) for number in range(first, last + 1))
     return choices

@@ -132,9 +132,7 @@ def decode_manifest(data: bytes, name: str = MANIFEST_FILE) -> Manifest:
     try:
         version = msgspec.json.decode(data, type=_Versioned)
         if version.format != RUN_FORMAT:
-            raise RunError(
-                f"{name} is not the manifest of a neuroscope-fast run: its format is {version.format!r}"
-            )
+            raise RunError(f"{name} is not the manifest of a neuroscope-fast run: its format is {version.format!r}")
         if version.format_version != FORMAT_VERSION:
             raise RunError(
                 f"{name} has format version {version.format_version}; "

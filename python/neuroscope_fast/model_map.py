@@ -161,9 +161,7 @@ def _find(structure: ModelComponents, node: Node, spec: HookSpec) -> Component |
         return inside[0] if inside else None
     # with the user's own wildcards, so that a suggestion can be pasted
     choices = [f"{spec.layer_name}{component.node.path[len(node.path) :]}:{name}" for component in inside]
-    raise HookError(
-        f"{node.path!r} ({node.class_name}) has {len(inside)} of {name!r}; name one: {_list(choices)}"
-    )
+    raise HookError(f"{node.path!r} ({node.class_name}) has {len(inside)} of {name!r}; name one: {_list(choices)}")
 
 
 def _on_trust(structure: ModelComponents, node: Node, name: str) -> Component | None:
@@ -218,11 +216,7 @@ def _no_component(structure: ModelComponents, node: Node, name: str) -> str:
         held = {each.name for each in structure.listing()}
         message = f"{module} has no {name!r}, nor has any of {structure.model_name}"
     else:
-        held = {
-            each
-            for each in AVAILABLE_COMPONENTS
-            if structure.of_module(node, each) or structure.under(node, each)
-        }
+        held = {each for each in AVAILABLE_COMPONENTS if structure.of_module(node, each) or structure.under(node, each)}
         message = f"{module} has no {name!r}"
         if not node.runs:
             message = f"{module} is a list of modules and never runs itself"

@@ -111,6 +111,7 @@ class PassObserver:
             mask=mask,
             logits_kept=kept if isinstance(kept, int) and not isinstance(kept, bool) else 0,
             guessed=guessed,
+            continues_encoder=given.get("encoder_outputs") is not None,
         )
         passes.append(_Pass(module, UNKNOWN_OFFSET if offset == UNKNOWN_OFFSET else offset + length, guessed))
 

@@ -138,11 +138,7 @@ def open_run(path: str | os.PathLike[str]) -> Run:
     live = manifest.status == "writing" and _is_locked(folder)
     if manifest.status == "writing" and not live:
         manifest = _read_manifest(folder)  # it may have been closed between the two looks
-    run = (
-        _open_complete(folder, manifest)
-        if manifest.status == "complete"
-        else _open_rest(folder, manifest, live)
-    )
+    run = _open_complete(folder, manifest) if manifest.status == "complete" else _open_rest(folder, manifest, live)
     if run.notice is not None:
         warnings.warn(run.notice, RunIncompleteWarning, stacklevel=2)
     return run
@@ -223,9 +219,7 @@ def _open_rest(folder: Path, manifest: Manifest, live: bool) -> Run:
         notice += ", their checksums not looked at"
     notice = "; ".join([notice, *found.problems])
     source = DirectorySource(folder, found.journals)
-    return Run(
-        metadata, manifest, source, folder, notice=notice, status="interrupted" if killed else manifest.status
-    )
+    return Run(metadata, manifest, source, folder, notice=notice, status="interrupted" if killed else manifest.status)
 
 
 def _what_happened(manifest: Manifest, live: bool) -> str:

@@ -21,9 +21,7 @@ Count = Annotated[int, Meta(ge=0)]
 # A union of two array types cannot be decoded, so both forms share an element type: an int, or a row of them.
 Positions = Annotated[
     Sequence[int | Sequence[int]],
-    Meta(
-        description="positions stored, from the start of the sequence; a list for each row where rows differ"
-    ),
+    Meta(description="positions stored, from the start of the sequence; a list for each row where rows differ"),
 ]
 RealTokens = Annotated[
     Sequence[Sequence[Count]],
@@ -160,9 +158,7 @@ def encode_metadata(metadata: Metadata) -> bytes:
         head = _encoder.encode(msgspec.structs.replace(metadata, activations={}))
         hooks = [_hook_lines(hook_id, records) for hook_id, records in metadata.activations.items()]
     except UnicodeEncodeError:
-        return encode_metadata(
-            msgspec.convert(_without_surrogates(msgspec.to_builtins(metadata)), type(metadata))
-        )
+        return encode_metadata(msgspec.convert(_without_surrogates(msgspec.to_builtins(metadata)), type(metadata)))
     text = msgspec.json.format(head, indent=2)
     if hooks:
         # A raw newline cannot stand inside a JSON string, so this marker is found in one place only.
@@ -215,9 +211,7 @@ def decode_metadata_lazily(data: bytes, name: str) -> tuple[Metadata, dict[str, 
     }
     if parsed.demo_type == "activation_capture":
         total = len(parsed.activations) if parsed.total_hooks is None else parsed.total_hooks
-        return ActivationCapture(
-            demo_type="activation_capture", total_hooks=total, **common
-        ), parsed.activations
+        return ActivationCapture(demo_type="activation_capture", total_hooks=total, **common), parsed.activations
     if parsed.analysis_name is None or parsed.analysis_description is None or parsed.hooks_used is None:
         raise RunError(
             f"{name} is not the metadata JSON of a run: an analysis has a name, a description and hooks_used"

@@ -109,9 +109,7 @@ def _in_published_shard(folder: Path, name: str, journal: Journal | None) -> Ite
         said = notes.get(key)
         yield (
             key,
-            _Found(
-                name, entry.dtype, entry.shape, said.note if said else None, said.source if said else None
-            ),
+            _Found(name, entry.dtype, entry.shape, said.note if said else None, said.source if said else None),
         )
 
 

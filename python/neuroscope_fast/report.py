@@ -72,16 +72,12 @@ def render(source: bytes | str | os.PathLike[str]) -> str:
     raw_hooks = _raw_object(document.get("activations"))
     demo_type = _value(document.get("demo_type"))
     if raw_hooks is None and demo_type not in ("circuit_analysis", "activation_capture"):
-        hint = (
-            f": its metadata is in {_value(document['metadata_file'])}" if "metadata_file" in document else ""
-        )
+        hint = f": its metadata is in {_value(document['metadata_file'])}" if "metadata_file" in document else ""
         raise RunError(f"{name} is not the metadata JSON of a capture{hint}")
     values = {key: _value(raw) for key, raw in document.items() if key != "activations"}
     configurations = values.get("hook_configurations")
     asked = (
-        [item if isinstance(item, dict) else {} for item in configurations]
-        if isinstance(configurations, list)
-        else []
+        [item if isinstance(item, dict) else {} for item in configurations] if isinstance(configurations, list) else []
     )
     hooks = [_hook(hook_id, raw, asked) for hook_id, raw in (raw_hooks or {}).items()]
     if demo_type == "circuit_analysis" or (demo_type != "activation_capture" and "analysis_name" in values):

@@ -1,4 +1,3 @@
-# ruff: noqa: E501
 """The fixed text of the report. That of a circuit analysis is the reference document's, trailing spaces
 included.
 """

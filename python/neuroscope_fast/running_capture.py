@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 class RunningCapture:
     """What lives from the entry of the block to its end. Knows the Capture no more, so that it can outlive it."""
 
-    def __init__(self, plan: Plan, options: CaptureOptions, out: Path | None, *, overwrite: bool):
+    def __init__(self, model: nn.Module, plan: Plan, options: CaptureOptions, out: Path | None, *, overwrite: bool):
         from . import _core
 
         self.plan = plan
@@ -54,6 +54,7 @@ class RunningCapture:
         self._process = os.getpid()
         self._lock = threading.RLock()
         self._attachment = Attachment()
+        self.manifest = self._first_manifest(model)
         self._observer: PassObserver | None = None
         self._directory: RunDirectory | None = None
         e4m3_saturates, e5m2_saturates = float8_rules()
@@ -86,7 +87,6 @@ class RunningCapture:
         from .hooks import attach_taps
         from .passes import PassObserver
 
-        self.manifest = self._first_manifest(model)
         self._observer = PassObserver(model, self.session, [tap.place.module for tap in self.plan.taps])
         self._observer.attach_first(self._attachment)
         attach_taps(model, self.plan, self.session, self._attachment)
@@ -139,20 +139,17 @@ class RunningCapture:
         with self._lock:
             if self.finished or os.getpid() != self._process:  # a forked child must not touch the parent's files
                 return
-            try:
-                self._attachment.detach()
-            except KeyboardInterrupt as error:
-                interrupt = error
             failure: CaptureError | None = None
             while True:
                 try:
+                    self._attachment.detach()
                     self.session.close()
+                    break
                 except CaptureError as error:
                     failure, status, cause = error, "failed", str(error)
-                except KeyboardInterrupt as error:
+                    break
+                except KeyboardInterrupt as error:  # kept until all is done: a hook left behind would outlive us
                     interrupt = error
-                    continue
-                break
             if interrupt is not None and status == "complete":
                 status, cause = "interrupted", "KeyboardInterrupt"
             try:

@@ -191,9 +191,7 @@ def parse_header(header: bytes, data_start: int, file_size: int, name: str) -> M
         if size == 0:
             raise RunError(f"{name} is no whole shard: {key!r} has the unknown dtype {item.dtype!r}")
         if end - begin != math.prod(item.shape) * size:
-            raise RunError(
-                f"{name} is no whole shard: {key!r} has {end - begin} bytes, not the size of its shape"
-            )
+            raise RunError(f"{name} is no whole shard: {key!r} has {end - begin} bytes, not the size of its shape")
         if begin != end_of_data:
             problem = "overlaps the tensor before it" if begin < end_of_data else "leaves a hole before it"
             raise RunError(f"{name} is no whole shard: {key!r} {problem}")

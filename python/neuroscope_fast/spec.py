@@ -123,9 +123,7 @@ def check_hook_id(hook_id: str, where: str) -> None:
     if not hook_id:
         raise HookError(f"{where}: hook_id is empty")
     if "/" in hook_id:
-        raise HookError(
-            f"{where}: hook_id {hook_id!r} holds a '/', which separates the parts of a tensor's key"
-        )
+        raise HookError(f"{where}: hook_id {hook_id!r} holds a '/', which separates the parts of a tensor's key")
     if re.search(r"[\x00-\x1f\x7f-\x9f]", hook_id):
         raise HookError(f"{where}: hook_id {hook_id!r} holds control characters")
     try:
@@ -151,9 +149,7 @@ def _read(hooks: object, where: str) -> Iterator[tuple[HookSpec, str]]:
             yield from _read(hook, f"{where}, hook {number}" if where else f"hook {number}")
     else:
         kind = type(hooks).__name__
-        raise HookError(
-            f"{where or 'hooks'}: a {kind} is no hook; give LAYER:COMPONENT, a dict or a HookSpec"
-        )
+        raise HookError(f"{where or 'hooks'}: a {kind} is no hook; give LAYER:COMPONENT, a dict or a HookSpec")
 
 
 def _read_text(text: str) -> Iterator[tuple[HookSpec, str]]:

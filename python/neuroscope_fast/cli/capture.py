@@ -11,8 +11,8 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from ..capture import CaptureOptions
 from ..models import EMBEDDED
+from ..options import CaptureOptions
 from ..records import Generation
 from ..spec import CAST_DTYPES
 from .console import JsonOption, console, line, print_json, say, size_text
