@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import pty
@@ -165,7 +166,7 @@ def test_ctrl_c_before_anything_is_captured(
     def interrupted(*_arguments: object, **_options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("neuroscope_fast.generate.load_model", interrupted)
+    monkeypatch.setattr(importlib.import_module("neuroscope_fast.generate"), "load_model", interrupted)
     assert run(capsys, *main_job(folder, tmp_path), "--overwrite") == (130, "", "interrupted\n")
     assert run(capsys, "verify", tmp_path).code == 0
 

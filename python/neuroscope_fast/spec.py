@@ -97,7 +97,7 @@ class HookSpec(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=
     phase: Literal["both", "prefill", "decode"] = "both"
     """Capture only the first pass of a generation, or only those after it."""
     every: int = 1
-    """Capture each n-th step of those that `phase` leaves, beginning with the first."""
+    """Capture only steps whose number is a multiple of it: 2 takes the steps 0, 2, 4, …"""
 
 
 Hooks = Union[str, "os.PathLike[str]", Mapping[str, Any], HookSpec, Iterable[Any]]
