@@ -171,7 +171,7 @@ def test_words_of_the_domain_are_single_tokens(
 ) -> None:
     _, tokenizer = loaded
     prompt = "When Mary and John went to the store, John gave a drink to"
-    assert tokenizer.tokenize(prompt) == re.findall(r"^\w+|Ġ\w+|,", prompt.replace(" ", "Ġ"))
+    assert tokenizer.tokenize(prompt) == [word.replace(" ", "Ġ") for word in re.findall(r" ?\w+|,", prompt)]
 
 
 def test_repeat_rows_label_only_what_the_row_determines() -> None:

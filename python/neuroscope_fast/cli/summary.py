@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 from msgspec import Struct
 from rich.console import Console
@@ -73,7 +74,7 @@ def summarise_run(run: Run) -> RunSummary:
             ref = data_ref(record)
             stored[ref.file, ref.key] = record_bytes(record)
     return RunSummary(
-        run="" if run.path is None else str(run.path),
+        run="" if run.path is None else _shown(run.path),
         status=run.status,
         cause=manifest.cause,
         notice=run.notice,
@@ -147,3 +148,11 @@ def print_hooks(out: Console, hooks: Sequence[HookSummary]) -> None:
 
 def _shapes(hook: HookSummary) -> str:
     return summarise({str(each.shape): each.records for each in hook.shapes})
+
+
+def _shown(path: Path) -> str:
+    """A path as a user would type it: relative where it lies below the working directory."""
+    try:
+        return str(path.absolute().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
