@@ -39,7 +39,8 @@ ElementReader::ElementReader(const TensorView& view, const Selection* selection,
         for (const std::int64_t index : selection->indices)
             table_.push_back(index * view.strides[selection->axis]);
     }
-    if (selection == nullptr && !quantizes_ && is_contiguous(view)) {  // the common case: one run, no allocation
+    if (selection == nullptr && !quantizes_ &&
+        is_contiguous(view)) {  // the common case: one run, no allocation
         elements_ = view.elements();
         run_ = Dimension{static_cast<std::int64_t>(elements_), 1, nullptr, false};
         return;
