@@ -96,12 +96,13 @@ TEST_P(EngineErrors, AForkedChildCannotUseTheEngineAndHarmsNothing) {
         checks.check(error.find("forked process") != std::string::npos, "submit said: " + error);
         checks.check(engine_error([&] { capture.engine->close(); }).empty(), "close threw");
         capture.engine.reset();
-        // One of its own is as good as any.
+#ifndef __SANITIZE_THREAD__  // which allows no new thread where there was one at the fork
         Capture own(GetParam(), small_options());
         own.submit(DType::u8, {10'000});
         own.engine->close();
         checks.check(read_run(own.folder()) == own.expected, "the child's own capture");
         std::filesystem::remove_all(own.folder().path());
+#endif
     };
     EXPECT_EQ(run_in_child(body), "");
     capture.submit(DType::u8, {10'000});
