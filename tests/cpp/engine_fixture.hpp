@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <ostream>
 #include <string>
 #include <utility>
 #include <vector>
@@ -17,15 +18,12 @@ namespace nsf::testing_support {
 
 enum class Place { direct, buffered, memory };
 
+inline std::ostream& operator<<(std::ostream& stream, Place place) {
+    return stream << (place == Place::direct ? "direct" : place == Place::buffered ? "buffered" : "memory");
+}
+
 inline std::string place_name(const ::testing::TestParamInfo<Place>& info) {
-    switch (info.param) {
-        case Place::direct:
-            return "direct";
-        case Place::buffered:
-            return "buffered";
-        default:
-            return "memory";
-    }
+    return ::testing::PrintToString(info.param);
 }
 
 // Sizes as small as they can be: everything is full all the time.
