@@ -54,7 +54,8 @@ struct ExchangeApi {
     void* managed_tensor_to_py_object_no_sync;
     // Fills `out` with pointers into the tensor, which stays the owner; 0, or -1 with a Python error set.
     int (*tensor_from_py_object_no_sync)(void* py_object, Tensor* out);
-    void* current_work_stream;
+    // The stream on which torch works now, for the calling thread; 0, or -1 with a Python error set.
+    int (*current_work_stream)(std::int32_t device_type, std::int32_t device_id, void** out);
 };
 
 }  // namespace nsf::dlpack

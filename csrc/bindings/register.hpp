@@ -7,5 +7,6 @@ namespace nsf {
 
 void register_session(pybind11::module_& module);
 void register_functions(pybind11::module_& module);
+void register_reductions(pybind11::module_& module);
 
 }  // namespace nsf

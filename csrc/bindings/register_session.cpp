@@ -70,7 +70,8 @@ std::shared_ptr<Session> make_session(const std::vector<std::pair<std::string, b
                                       std::size_t ring_bytes, std::size_t block_bytes,
                                       std::uint64_t shard_bytes, const std::string& overflow, bool direct_io,
                                       bool e4m3_saturates, bool e5m2_saturates,
-                                      const std::string& tensor_access) {
+                                      const std::string& tensor_access, std::size_t staging_bytes,
+                                      double staging_share) {
     EngineOptions options;
     options.folder = folder.value_or("");
     if (folder && folder->empty()) throw std::invalid_argument("the folder of a capture has no name");
@@ -88,7 +89,8 @@ std::shared_ptr<Session> make_session(const std::vector<std::pair<std::string, b
                                                     {"attributes", TensorAccessMethod::attributes}});
     std::vector<Stream> named;
     for (const auto& [hook_id, is_input] : streams) named.push_back({hook_id, is_input});
-    return std::make_shared<Session>(std::move(options), std::move(named), taps, method);
+    return std::make_shared<Session>(std::move(options), std::move(named), taps, method,
+                                     cuda::CudaOptions{staging_bytes, staging_share});
 }
 
 StepFacts make_facts(bool decode, std::int64_t offset, std::int64_t batch, std::int64_t length,
@@ -150,6 +152,33 @@ py::list dropped(const Session& session) {
     return list;
 }
 
+void open_device(Session& session, int device,
+                 const std::vector<std::pair<std::string, std::string>>& casts) {
+    std::vector<std::pair<DType, DType>> pairs;
+    for (const auto& [from, to] : casts) pairs.emplace_back(parse_dtype(from), parse_dtype(to));
+    const py::gil_scoped_release released;
+    session.engine.open_device(device, pairs);
+}
+
+py::list devices(const Session& session) {
+    std::vector<DeviceStats> all;
+    {
+        const py::gil_scoped_release released;
+        all = session.engine.device_stats();
+    }
+    using namespace py::literals;
+    py::list list;
+    for (const DeviceStats& each : all) {
+        list.append(py::dict("device"_a = "cuda:" + std::to_string(each.device), "name"_a = each.name,
+                             "driver"_a = each.driver, "staging_bytes"_a = each.staging_bytes,
+                             "peak_staging_bytes"_a = each.peak_staging_bytes,
+                             "dtoh_bytes"_a = each.dtoh_bytes, "dtoh_copies"_a = each.dtoh_copies,
+                             "dtoh_seconds"_a = each.dtoh_seconds, "host_waits"_a = each.host_waits,
+                             "device_waits"_a = each.device_waits));
+    }
+    return list;
+}
+
 py::dict stats(const Session& session) {
     Stats s;
     {
@@ -160,8 +189,8 @@ py::dict stats(const Session& session) {
     return py::dict("records"_a = s.records, "bytes_in"_a = s.bytes_in, "bytes_written"_a = s.bytes_written,
                     "stalls"_a = s.stalls, "stall_seconds"_a = s.stall_seconds, "drops"_a = s.drops,
                     "peak_ring_bytes"_a = s.peak_ring_bytes, "ring_bytes"_a = s.ring_bytes,
-                    "tap_calls"_a = s.tap_calls, "tap_seconds"_a = s.tap_seconds,
-                    "steps"_a = session.clock.steps());
+                    "pinned_bytes"_a = s.pinned_bytes, "tap_calls"_a = s.tap_calls,
+                    "tap_seconds"_a = s.tap_seconds, "steps"_a = session.clock.steps());
 }
 
 }  // namespace
@@ -186,7 +215,11 @@ void register_session(py::module_& module) {
     py::class_<Session, std::shared_ptr<Session>>(module, "Session", "One capture: the engine and its taps.")
         .def(py::init(&make_session), "streams"_a, "taps"_a, py::kw_only(), "folder"_a, "ring_bytes"_a,
              "block_bytes"_a, "shard_bytes"_a, "overflow"_a, "direct_io"_a, "e4m3_saturates"_a,
-             "e5m2_saturates"_a, "tensor_access"_a)
+             "e5m2_saturates"_a, "tensor_access"_a, "staging_bytes"_a, "staging_share"_a)
+        .def("open_device", &open_device, "device"_a, "casts"_a)
+        .def("devices", &devices)
+        .def(
+            "warnings", [](const Session& session) { return session.engine.warnings(); }, Released())
         .def(
             "tap",
             [](const std::shared_ptr<Session>& session, std::size_t index, const py::object& hooked,
@@ -220,7 +253,12 @@ void register_session(py::module_& module) {
                 session.clock.begin_encoder(make_facts(false, 0, batch, length, mask, 0, false));
             },
             py::kw_only(), "batch"_a, "length"_a, "mask"_a)
-        .def("end_step", [](Session& session) { session.clock.end(); })
+        .def("end_step",
+             [](Session& session) {
+                 if (!session.clock.end()) return;
+                 const py::gil_scoped_release released;
+                 session.engine.end_step();
+             })
         .def("next_prompt", [](Session& session) { session.clock.next_prompt(); })
         .def_property_readonly("prompt", [](const Session& session) { return session.clock.prompt(); })
         .def_property_readonly("uses_dlpack",

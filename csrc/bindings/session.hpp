@@ -9,16 +9,25 @@
 #include <string>
 #include <vector>
 
+#include "bindings/python_kernels.hpp"
 #include "bindings/tensor_access.hpp"
 #include "core/engine.hpp"
 #include "core/positions.hpp"
 #include "core/step_clock.hpp"
+#include "cuda/cuda_transfer.hpp"
 
 namespace nsf {
 
 struct Session {
-    Session(EngineOptions options, std::vector<Stream> streams, std::size_t taps, TensorAccessMethod method)
-        : engine(std::move(options), std::move(streams)), clock(taps), access(method), fired(taps) {
+    Session(EngineOptions options, std::vector<Stream> streams, std::size_t taps, TensorAccessMethod method,
+            cuda::CudaOptions cuda_options)
+        : engine(std::move(options), std::move(streams),
+                 [this, cuda_options](BlockRing& ring) {
+                     return std::make_unique<cuda::CudaTransfer>(ring, cuda_options, kernels);
+                 }),
+          clock(taps),
+          access(method),
+          fired(taps) {
         const py::module_ torch = py::module_::import("torch._C");
         graph_task = py::getattr(torch, "_current_graph_task_id", py::none());
     }
@@ -26,6 +35,7 @@ struct Session {
     // Whether autograd is running backward: a module that runs then is the recomputation of a checkpoint.
     bool in_backward() const { return !graph_task.is_none() && graph_task().cast<int>() != -1; }
 
+    PythonKernels kernels;  // before the engine, which uses it to its end
     Engine engine;
     StepClock clock;
     TensorAccess access;

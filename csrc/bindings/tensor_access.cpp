@@ -76,8 +76,9 @@ std::string dtype_text(PyObject* tensor) { return py::str(py::handle(tensor).att
 }
 
 [[noreturn]] void refuse_device(const std::string& device) {
-    throw std::invalid_argument("it is on the device " + device +
-                                "; this version captures from CPU models only: move the model to the CPU");
+    throw std::invalid_argument(
+        "it is on the device " + device +
+        "; captures are made from the CPU and from CUDA devices: move the model to one");
 }
 
 // Turns the Python error that is set into the reason why a tensor cannot be read.
@@ -140,7 +141,8 @@ TensorView TensorAccess::view(PyObject* tensor, py::object& owner) const {
 TensorView TensorAccess::view_by_dlpack(PyObject* tensor) const {
     dlpack::Tensor raw{};
     if (api_->tensor_from_py_object_no_sync(tensor, &raw) != 0) refuse_with_python_error();
-    if (raw.device.type != dlpack::cpu && raw.device.type != dlpack::cuda_host) {
+    const bool on_cuda = raw.device.type == dlpack::cuda;
+    if (!on_cuda && raw.device.type != dlpack::cpu && raw.device.type != dlpack::cuda_host) {
         refuse_device(py::str(py::handle(tensor).attr("device")));
     }
     const std::optional<DType> dtype = dtype_of(raw.dtype);
@@ -148,6 +150,12 @@ TensorView TensorAccess::view_by_dlpack(PyObject* tensor) const {
     TensorView view;
     view.data = static_cast<const std::byte*>(raw.data) + raw.byte_offset;
     if (raw.data == nullptr) view.data = nullptr;
+    if (on_cuda) {
+        view.device = raw.device.id;
+        if (api_->current_work_stream(raw.device.type, raw.device.id, &view.stream) != 0) {
+            refuse_with_python_error();
+        }
+    }
     view.dtype = *dtype;
     view.shape.assign(raw.shape, raw.shape + raw.ndim);
     if (raw.strides != nullptr) {
@@ -163,8 +171,9 @@ TensorView TensorAccess::view_by_dlpack(PyObject* tensor) const {
 TensorView TensorAccess::view_by_attributes(PyObject* tensor) {
     try {
         const py::handle handle(tensor);
-        const std::string device = py::str(handle.attr("device"));
-        if (device != "cpu") refuse_device(device);
+        const py::object device = handle.attr("device");
+        const std::string type = py::str(device.attr("type"));
+        if (type != "cpu" && type != "cuda") refuse_device(py::str(device));
         const std::string layout = py::str(handle.attr("layout"));
         if (layout != "torch.strided")
             throw std::invalid_argument("its layout " + layout + " has no strides");
@@ -173,6 +182,12 @@ TensorView TensorAccess::view_by_attributes(PyObject* tensor) {
         if (!dtype) refuse_dtype(tensor);
         TensorView view;
         view.dtype = *dtype;
+        if (type == "cuda") {
+            const py::object stream =
+                py::module_::import("torch").attr("cuda").attr("current_stream")(device);
+            view.device = device.attr("index").cast<int>();
+            view.stream = reinterpret_cast<void*>(stream.attr("cuda_stream").cast<std::uintptr_t>());
+        }
         for (const py::handle size : handle.attr("shape")) view.shape.push_back(size.cast<std::int64_t>());
         for (const py::handle stride : handle.attr("stride")())
             view.strides.push_back(stride.cast<std::int64_t>());

@@ -31,8 +31,9 @@ class TensorAccess {
     // there is none.
     PyObject* first_tensor(PyObject* value) const;
 
-    // The memory of a CPU tensor. A lazily conjugated or negated view is resolved first, since its raw bytes
-    // are not its values: the new tensor is kept in `owner`, which must outlive the view. Throws
+    // The memory of a tensor on the CPU or a CUDA device, there with the stream on which torch works now. A
+    // lazily conjugated or negated view is resolved first, since its raw bytes are not its values: the new tensor is
+    // kept in `owner`, which must outlive the view. Throws
     // std::invalid_argument with the reason for a tensor that has no such memory (another device, sparse,
     // meta, a wrapper, an unknown dtype).
     TensorView view(PyObject* tensor, py::object& owner) const;

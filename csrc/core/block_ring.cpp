@@ -30,6 +30,7 @@ BlockRing::BlockRing(std::size_t ring_bytes, std::size_t block_bytes)
     : block_bytes_(block_bytes),
       arena_bytes_(count_blocks(ring_bytes, block_bytes) * block_bytes),
       blocks_(arena_bytes_ / block_bytes),
+      usable_(blocks_.size()),
       free_(blocks_.size()),
       full_(blocks_.size() + 1) {
     // Anonymous memory costs nothing until a block is first used: a small capture touches a few blocks only.
@@ -40,6 +41,13 @@ BlockRing::BlockRing(std::size_t ring_bytes, std::size_t block_bytes)
 }
 
 BlockRing::~BlockRing() { munmap(arena_, arena_bytes_); }
+
+void BlockRing::limit(std::size_t blocks) {
+    if (blocks < touched_ || blocks > blocks_.size() || blocks == 0) {
+        throw std::logic_error("a ring cannot be limited to " + std::to_string(blocks) + " blocks");
+    }
+    usable_ = blocks;
+}
 
 Block& BlockRing::acquire() {
     if (const std::optional<std::uint32_t> index = free_.try_pop()) return blocks_[*index];
@@ -58,7 +66,9 @@ Block* BlockRing::next() {
 
 void BlockRing::recycle(Block& block) {
     block.used = 0;
+    block.carried = 0;
     block.segments.clear();
+    block.pending.clear();
     free_.push(static_cast<std::uint32_t>(&block - blocks_.data()));
 }
 

@@ -41,6 +41,12 @@ struct Segment {
 // bytes take.
 inline constexpr std::size_t max_segments = 4096;
 
+// A copy from a device's memory into a block that was started and must be waited for.
+struct PendingCopy {
+    std::uint32_t device = 0;
+    std::uint64_t ticket = 0;
+};
+
 struct Block {
     std::byte* data = nullptr;
     // Written by the producer while filling:
@@ -49,7 +55,10 @@ struct Block {
     std::size_t reserve = 0;   // the data start of that shard: 8 + N
     std::uint64_t offset = 0;  // of data[0] from the data start; a multiple of `alignment`
     std::size_t used = 0;
+    std::size_t carried =
+        0;  // bytes at the front that the lane's previous block ended with; filled in by the writer
     std::vector<Segment> segments;
+    std::vector<PendingCopy> pending;  // at most one a device: a later copy implies the earlier ones
 };
 
 class BlockRing {
@@ -62,10 +71,14 @@ class BlockRing {
     BlockRing& operator=(const BlockRing&) = delete;
 
     std::size_t block_bytes() const { return block_bytes_; }
-    std::size_t block_count() const { return blocks_.size(); }
+    std::size_t block_count() const { return usable_; }
+    std::byte* arena() const { return arena_; }
     std::size_t free_blocks() const { return free_.size() + fresh_blocks(); }
     // The most blocks that were in use at once, give or take those that came back meanwhile.
     std::size_t touched_blocks() const { return touched_; }
+
+    // From here on only the first `blocks` are used. Producer; `blocks` must not be below touched_blocks().
+    void limit(std::size_t blocks);
 
     Block& acquire();
     void submit(Block& block);
@@ -76,12 +89,13 @@ class BlockRing {
     void recycle(Block& block);
 
   private:
-    std::size_t fresh_blocks() const { return blocks_.size() - touched_; }
+    std::size_t fresh_blocks() const { return usable_ - touched_; }
 
     std::size_t block_bytes_;
     std::byte* arena_ = nullptr;
     std::size_t arena_bytes_ = 0;
     std::vector<Block> blocks_;
+    std::size_t usable_ = 0;   // of blocks_: all of them, unless limit() was called
     std::size_t touched_ = 0;  // blocks before this one have been used; the producer's own
     IndexQueue<> free_;
     IndexQueue<> full_;

@@ -30,15 +30,16 @@ std::unique_ptr<Sink> make_sink(const EngineOptions& options, const std::vector<
 
 }  // namespace
 
-Engine::Engine(EngineOptions options, std::vector<Stream> streams)
+Engine::Engine(EngineOptions options, std::vector<Stream> streams, const TransferFactory& transfer)
     : options_(std::move(options)),
       streams_(std::move(streams)),
       fork_count_(watch_forks()),
       ring_(options_.ring_bytes, options_.block_bytes),
+      transfer_(transfer ? transfer(ring_) : nullptr),
       sink_(make_sink(options_, streams_)),
       memory_(dynamic_cast<MemorySink*>(sink_.get())) {
     for (const Stream& stream : streams_) escaped_id_bytes_.push_back(json_escape(stream.hook_id).size());
-    worker_ = std::make_unique<Worker>(ring_, *sink_);
+    worker_ = std::make_unique<Worker>(ring_, *sink_, transfer_.get());
 }
 
 Engine::~Engine() {
@@ -47,6 +48,7 @@ Engine::~Engine() {
         // is left here may not be destroyed in order; the process is short-lived or never asked for this
         // engine.
         static_cast<void>(worker_.release());
+        static_cast<void>(transfer_.release());
         static_cast<void>(sink_.release());
         return;
     }
@@ -78,6 +80,7 @@ void Engine::check_process() const {
 
 void Engine::check_usable() const {
     if (closed_) throw EngineError("the capture is closed");
+    if (broken_) throw *broken_;
     if (worker_->failed()) throw *worker_->failure();
 }
 
@@ -101,7 +104,7 @@ void Engine::hand_over(Lane& from) {
     // starts with the unaligned tail of this one and writes it again.
     from.carried = block.used % alignment;
     from.next_offset = block.offset + block.used - from.carried;
-    std::memcpy(from.carry.data(), block.data + block.used - from.carried, from.carried);
+    if (transfer_) transfer_->settle(block);
     ring_.submit(block);
 }
 
@@ -111,7 +114,8 @@ void Engine::hand_over_all() {
     }
 }
 
-Block& Engine::acquire_block(Lane& to, const Record& record, const Placement& placement) {
+Block& Engine::acquire_block(Lane& to, const Record& record, const Placement& placement,
+                             RecordSource& source) {
     if (ring_.free_blocks() == 0) {
         // Every block may stand half full in some lane: those must go, or nothing would ever become free.
         hand_over_all();
@@ -119,6 +123,7 @@ Block& Engine::acquire_block(Lane& to, const Record& record, const Placement& pl
         Block& block = ring_.acquire();
         stalled_ += Clock::now() - start;
         ++stalls_;
+        source.waited();
         to.current = &block;
     } else {
         to.current = &ring_.acquire();
@@ -130,13 +135,11 @@ Block& Engine::acquire_block(Lane& to, const Record& record, const Placement& pl
     block.reserve = placement.reserve;
     block.offset = to.next_offset;
     block.used = to.carried;
-    std::memcpy(block.data, to.carry.data(), to.carried);
+    block.carried = to.carried;
     return block;
 }
 
-// fill(target, elements) writes the record's next elements.
-template <typename Fill>
-void Engine::write_record(Record record, Fill fill) {
+void Engine::write_record(Record record, RecordSource& source) {
     Lane& to = lane(record.dtype);
     const Placement placement = to.plan.place(record.bytes, entry_bound(record));
     if (placement.opens_shard) {
@@ -149,10 +152,11 @@ void Engine::write_record(Record record, Fill fill) {
     const std::size_t size = item_size(record.dtype);
     std::uint64_t left = record.bytes;
     do {
-        Block& block = to.current != nullptr ? *to.current : acquire_block(to, record, placement);
+        Block& block = to.current != nullptr ? *to.current : acquire_block(to, record, placement, source);
         const std::uint64_t room = ring_.block_bytes() - block.used;
         const auto piece = static_cast<std::size_t>(std::min(left, room));
-        if (piece > 0) fill(block.data + block.used, piece / size);
+        if (piece > 0 && record.is_scale) source.write_scales(block, block.used, piece / size);
+        if (piece > 0 && !record.is_scale) source.write(block, block.used, piece / size);
         left -= piece;
         block.segments.push_back({record, block.used, piece, left == 0});
         block.used += piece;
@@ -166,12 +170,39 @@ const std::string* Engine::intern_note(const std::string& note) {
     return last_note_;
 }
 
+// Runs what would leave a record half stored if it failed.
+template <typename Action>
+void Engine::breaking(Action action) {
+    try {
+        action();
+        return;
+    } catch (const EngineError& error) {
+        if (!broken_) broken_ = error;
+    } catch (const std::bad_alloc&) {
+        if (!broken_) broken_ = EngineError("there was no memory left to store a record");
+    } catch (const std::exception& error) {
+        if (!broken_) broken_ = EngineError(std::string("a record could not be stored: ") + error.what());
+    }
+    throw *broken_;
+}
+
 void Engine::submit(const Origin& origin, const Kept& kept, DType target) {
     check_process();  // the mutex may have been held at the fork
     const std::lock_guard lock(producer_mutex_);
     check_usable();
-    ElementReader reader(kept.view, kept.selection ? &*kept.selection : nullptr, target, options_.cast_rules);
+    const Selection* selection = kept.selection ? &*kept.selection : nullptr;
+    if (kept.view.device == TensorView::host) {
+        HostSource source(kept.view, selection, target, options_.cast_rules);
+        store(origin, kept, target, source);
+        return;
+    }
+    if (!transfer_)
+        throw std::invalid_argument("it is on a device, and this engine takes the host's tensors only");
+    devices_used_.store(true, std::memory_order_relaxed);
+    store(origin, kept, target, transfer_->source(kept.view, selection, target, options_.cast_rules));
+}
 
+void Engine::store(const Origin& origin, const Kept& kept, DType target, RecordSource& source) {
     Record record;
     record.sequence = sequence_;
     record.stream = origin.stream;
@@ -182,22 +213,23 @@ void Engine::submit(const Origin& origin, const Kept& kept, DType target) {
     record.note = intern_note(kept.note);
     record.dtype = target;
     record.source = kept.view.dtype;
-    record.bytes = reader.elements() * item_size(target);
+    record.bytes = source.elements() * item_size(target);
 
     Record scale = record;
-    if (reader.quantizes()) {
+    if (source.quantizes()) {
         Shape rows(kept.shape.begin(), kept.shape.end() - (kept.shape.empty() ? 0 : 1));
         scale.shape = &*shapes_.insert(std::move(rows)).first;
         scale.dtype = DType::f32;
         scale.is_scale = true;
-        scale.bytes = reader.row_scales().size() * sizeof(float);
+        scale.bytes = source.rows() * sizeof(float);
     }
 
     if (options_.overflow != Overflow::block) {
         std::size_t needed = blocks_needed(target, record.bytes, entry_bound(record));
-        if (reader.quantizes()) needed += blocks_needed(DType::f32, scale.bytes, entry_bound(scale));
+        if (source.quantizes()) needed += blocks_needed(DType::f32, scale.bytes, entry_bound(scale));
         if (needed > ring_.free_blocks()) {
-            hand_over_all();  // so that room comes back even if all of the ring is half-full blocks
+            // So that room comes back even if all of the ring is half-full blocks.
+            breaking([&] { hand_over_all(); });
             if (options_.overflow == Overflow::fail) {
                 throw EngineError("the ring is full (" +
                                   std::to_string(ring_.block_count() * ring_.block_bytes()) +
@@ -209,14 +241,47 @@ void Engine::submit(const Origin& origin, const Kept& kept, DType target) {
     }
 
     ++sequence_;
-    write_record(record, [&](std::byte* to, std::size_t count) { reader.read(to, count); });
-    if (reader.quantizes()) {
-        const auto* next = reinterpret_cast<const std::byte*>(reader.scales().data());
-        write_record(scale, [&](std::byte* to, std::size_t count) {
-            std::memcpy(to, next, count * sizeof(float));
-            next += count * sizeof(float);
+    try {
+        breaking([&] {
+            write_record(record, source);
+            if (source.quantizes()) write_record(scale, source);
+            source.finish();
         });
+    } catch (const EngineError&) {
+        source.abandon();
+        take_back(record.sequence);
+        throw;
     }
+}
+
+// What a block already says of a record that did not come to be.
+void Engine::take_back(std::uint64_t sequence) {
+    for (auto& each : lanes_) {
+        if (!each || each->current == nullptr) continue;
+        std::vector<Segment>& segments = each->current->segments;
+        while (!segments.empty() && segments.back().record.sequence == sequence) segments.pop_back();
+    }
+}
+
+void Engine::end_step() {
+    if (!devices_used_.load(std::memory_order_relaxed)) return;
+    if (forks.load(std::memory_order_relaxed) != fork_count_) return;
+    const std::lock_guard lock(producer_mutex_);
+    if (closed_ || broken_ || worker_->failed()) return;
+    try {
+        breaking([&] { transfer_->flush(); });
+    } catch (const EngineError&) {
+        // broken_ has it for the next tap and for close().
+    }
+}
+
+void Engine::open_device(int device, const std::vector<std::pair<DType, DType>>& casts) {
+    check_process();
+    const std::lock_guard lock(producer_mutex_);
+    check_usable();
+    if (!transfer_) throw EngineError("this engine takes the host's tensors only");
+    transfer_->open(device);
+    for (const auto& [from, to] : casts) transfer_->prepare(device, from, to, options_.cast_rules);
 }
 
 void Engine::close() {
@@ -225,11 +290,19 @@ void Engine::close() {
     const std::lock_guard lock(producer_mutex_);
     if (!closed_) {
         closed_ = true;
-        hand_over_all();
+        for (auto& each : lanes_) {
+            try {
+                if (each) breaking([&] { hand_over(*each); });
+            } catch (const EngineError&) {
+                // Thrown below, once all that is whole has been published.
+            }
+        }
         ring_.stop();
         worker_->join();
+        if (transfer_) transfer_->close();
     }
     if (worker_->failed()) throw *worker_->failure();
+    if (broken_) throw *broken_;
 }
 
 void Engine::count_tap(std::chrono::nanoseconds spent, std::uint64_t bytes) {
@@ -254,9 +327,20 @@ Stats Engine::stats() const {
     stats.drops = dropped_.size();
     stats.peak_ring_bytes = peak_blocks_ * ring_.block_bytes();
     stats.ring_bytes = ring_.block_count() * ring_.block_bytes();
+    if (transfer_) stats.pinned_bytes = transfer_->pinned_bytes();
     stats.tap_calls = tap_calls_.load(std::memory_order_relaxed);
     stats.tap_seconds = static_cast<double>(tap_nanoseconds_.load(std::memory_order_relaxed)) * 1e-9;
     return stats;
+}
+
+std::vector<DeviceStats> Engine::device_stats() const {
+    const std::lock_guard lock(producer_mutex_);
+    return transfer_ ? transfer_->stats() : std::vector<DeviceStats>();
+}
+
+std::vector<std::string> Engine::warnings() const {
+    const std::lock_guard lock(producer_mutex_);
+    return transfer_ ? transfer_->warnings() : std::vector<std::string>();
 }
 
 std::shared_ptr<Slab> Engine::slab(std::uint32_t number) const {

@@ -8,6 +8,9 @@
 //   close(). close() is idempotent: it hands over what is in the ring, waits for the writer, and publishes
 //   the shards. The destructor does the same and drops errors. Nothing here touches Python. In a forked child
 //   the engine is dead: submit() throws, and the destructor leaves files and thread alone.
+//   A tensor on a device is read by what submit() starts on the tensor's own stream: whatever the caller starts
+//   on that stream afterwards may change it. A record that could be stored only in part breaks the engine: what
+//   came before it is kept, what comes after is refused with the same error, which close() throws too.
 #pragma once
 
 #include <array>
@@ -15,17 +18,21 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
 
 #include "core/block_ring.hpp"
 #include "core/cast.hpp"
-#include "core/element_reader.hpp"
+#include "core/device.hpp"
+#include "core/error.hpp"
 #include "core/positions.hpp"
 #include "core/record.hpp"
+#include "core/record_source.hpp"
 #include "core/shard_plan.hpp"
 #include "core/sink.hpp"
 #include "core/stats.hpp"
@@ -55,14 +62,23 @@ struct Origin {
 
 class Engine {
   public:
-    Engine(EngineOptions options, std::vector<Stream> streams);
+    // Makes what takes tensors off devices and puts them into the ring; none: such tensors are refused.
+    using TransferFactory = std::function<std::unique_ptr<DeviceTransfer>(BlockRing&)>;
+
+    Engine(EngineOptions options, std::vector<Stream> streams, const TransferFactory& transfer = nullptr);
     ~Engine();
     Engine(const Engine&) = delete;
     Engine& operator=(const Engine&) = delete;
 
     // Stores what `kept` names as a record of dtype `target` (see ElementReader for the casts there are).
     void submit(const Origin& origin, const Kept& kept, DType target);
+    // A forward pass has ended: what it left on devices is brought to the host in one batch for each of them.
+    // Errors are kept for the next submit() or close(), so that they do not come out of the model's own call.
+    void end_step();
     void close();
+
+    // Makes a device ready before the first tensor comes, and its kernels for tensors of these dtypes.
+    void open_device(int device, const std::vector<std::pair<DType, DType>>& casts);
 
     void count_tap(std::chrono::nanoseconds spent, std::uint64_t bytes);
 
@@ -71,6 +87,8 @@ class Engine {
     std::vector<Record> records() const { return worker_->log().snapshot(); }
     std::vector<DroppedRecord> dropped() const;
     Stats stats() const;
+    std::vector<DeviceStats> device_stats() const;
+    std::vector<std::string> warnings() const;
     // The slab of a record in memory; null for the disk sink.
     std::shared_ptr<Slab> slab(std::uint32_t number) const;
 
@@ -83,17 +101,19 @@ class Engine {
         Block* current = nullptr;
         std::uint64_t next_offset = 0;  // of the next block's first byte; a multiple of `alignment`
         std::size_t carried = 0;  // bytes of a block handed over early that the next one starts with again
-        std::array<std::byte, alignment> carry{};
     };
 
     Lane& lane(DType dtype);
     std::size_t entry_bound(const Record& record) const;
     std::size_t blocks_needed(DType dtype, std::uint64_t bytes, std::size_t bound);
-    Block& acquire_block(Lane& lane, const Record& record, const Placement& placement);
+    Block& acquire_block(Lane& lane, const Record& record, const Placement& placement, RecordSource& source);
     void hand_over(Lane& lane);
     void hand_over_all();
-    template <typename Fill>
-    void write_record(Record record, Fill fill);
+    void store(const Origin& origin, const Kept& kept, DType target, RecordSource& source);
+    void write_record(Record record, RecordSource& source);
+    void take_back(std::uint64_t sequence);
+    template <typename Action>
+    void breaking(Action action);
     const std::string* intern_note(const std::string& note);
     void check_process() const;
     void check_usable() const;
@@ -104,6 +124,7 @@ class Engine {
     const std::uint64_t fork_count_;             // of the process that made this engine
 
     BlockRing ring_;
+    std::unique_ptr<DeviceTransfer> transfer_;  // null: there is none
     std::unique_ptr<Sink> sink_;
     MemorySink* memory_ = nullptr;  // sink_, where it is one
 
@@ -118,12 +139,14 @@ class Engine {
     std::chrono::nanoseconds stalled_{0};
     std::size_t peak_blocks_ = 0;
     bool closed_ = false;
+    std::optional<EngineError> broken_;  // why nothing more is stored
+    std::atomic<bool> devices_used_{false};
 
     std::atomic<std::uint64_t> tap_calls_{0};
     std::atomic<std::uint64_t> tap_nanoseconds_{0};
     std::atomic<std::uint64_t> bytes_in_{0};
 
-    std::unique_ptr<Worker> worker_;  // last: it uses ring and sink
+    std::unique_ptr<Worker> worker_;  // last: it uses ring, transfer and sink
 };
 
 }  // namespace nsf

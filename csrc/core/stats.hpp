@@ -14,6 +14,7 @@ struct Stats {
     std::uint64_t drops = 0;
     std::uint64_t peak_ring_bytes = 0;
     std::uint64_t ring_bytes = 0;
+    std::uint64_t pinned_bytes = 0;  // of the ring; 0 where no device was captured from
     std::uint64_t tap_calls = 0;
     double tap_seconds = 0;  // in taps, stalls included
     std::uint64_t steps = 0;

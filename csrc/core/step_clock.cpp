@@ -70,9 +70,11 @@ std::uint32_t StepClock::begin(StepFacts facts, bool continues_encoder) {
     return step.number;
 }
 
-void StepClock::end() {
+bool StepClock::end() {
     Step& step = mine();
-    if (step.depth > 0 && --step.depth == 0) step.state = Step::State::none;
+    if (step.depth == 0 || --step.depth > 0) return false;
+    step.state = Step::State::none;
+    return true;
 }
 
 void StepClock::begin_encoder(StepFacts facts) {

@@ -52,7 +52,8 @@ class StepClock {
     // Returns the number of the step. An inner pass tells its facts where the outer one knew none.
     // continues_encoder: the pass goes on with what the encoder has computed on its own just before.
     std::uint32_t begin(StepFacts facts, bool continues_encoder = true);
-    void end();
+    // Whether that was the outermost pass: the step is over.
+    bool end();
     void begin_encoder(StepFacts facts);
     void next_prompt();
 

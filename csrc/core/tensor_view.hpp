@@ -13,10 +13,14 @@ namespace nsf {
 
 // strides count elements and may be zero or negative.
 struct TensorView {
-    const std::byte* data = nullptr;
+    const std::byte* data = nullptr;  // on a device: its address there, which the host must not follow
     DType dtype = DType::u8;
     Shape shape;
     Shape strides;
+    int device = host;       // the device's number, or host
+    void* stream = nullptr;  // on a device: the stream on which the tensor is computed
+
+    static constexpr int host = -1;
 
     std::uint64_t elements() const {
         std::uint64_t count = 1;

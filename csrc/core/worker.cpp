@@ -3,6 +3,7 @@
 #include <pthread.h>
 #include <signal.h>
 
+#include <cstring>
 #include <exception>
 #include <new>
 
@@ -40,6 +41,15 @@ void Worker::guarded(Action action) {
     }
 }
 
+// Makes the block's bytes whole.
+void Worker::receive(Block& block) {
+    for (const PendingCopy& copy : block.pending) transfer_->wait(copy);
+    auto& tail = tails_[static_cast<std::size_t>(block.dtype)];
+    std::memcpy(block.data, tail.data(), block.carried);
+    const std::size_t unaligned = block.used % alignment;
+    std::memcpy(tail.data(), block.data + block.used - unaligned, unaligned);
+}
+
 void Worker::process(Block& block) {
     std::uint32_t& crc = crc_[static_cast<std::size_t>(block.dtype)];
     for (Segment& segment : block.segments) {
@@ -66,6 +76,8 @@ void Worker::run() {
     sigfillset(&all);
     pthread_sigmask(SIG_BLOCK, &all, nullptr);
     while (Block* block = ring_.next()) {
+        // Waited for even after a failure: the copies must not arrive in a block that is used again.
+        guarded([&] { receive(*block); });
         if (!failed()) guarded([&] { process(*block); });
         ring_.recycle(*block);
     }

@@ -2,6 +2,8 @@
 // the sink.
 //
 // Contract
+//   A block whose bytes come from a device is read once every copy into it has arrived. A block that goes on in
+//   the middle of the lane's last aligned piece gets the front of that piece from here (Block::carried).
 //   The thread never touches Python and never throws out of itself: its first error is kept in failure(),
 //   after which it recycles blocks unwritten, so that no producer waits for ever, and still lets the sink
 //   publish what is whole. join() waits for the end of the ring (BlockRing::stop()). The log may be read by
@@ -17,6 +19,7 @@
 #include <thread>
 
 #include "core/block_ring.hpp"
+#include "core/device.hpp"
 #include "core/error.hpp"
 #include "core/record.hpp"
 #include "core/sink.hpp"
@@ -46,7 +49,9 @@ class RecordLog {
 
 class Worker {
   public:
-    Worker(BlockRing& ring, Sink& sink) : ring_(ring), sink_(sink), thread_([this] { run(); }) {}
+    // transfer: for blocks with pending copies; null where there are none.
+    Worker(BlockRing& ring, Sink& sink, DeviceTransfer* transfer = nullptr)
+        : ring_(ring), sink_(sink), transfer_(transfer), thread_([this] { run(); }) {}
     ~Worker();
     Worker(const Worker&) = delete;
     Worker& operator=(const Worker&) = delete;
@@ -62,6 +67,7 @@ class Worker {
 
   private:
     void run();
+    void receive(Block& block);
     void process(Block& block);
     void fail(const EngineError& error);
     template <typename Action>
@@ -69,8 +75,10 @@ class Worker {
 
     BlockRing& ring_;
     Sink& sink_;
+    DeviceTransfer* const transfer_;
     RecordLog log_;
     std::array<std::uint32_t, dtype_count> crc_{};  // of the record that runs on into the lane's next block
+    std::array<std::array<std::byte, alignment>, dtype_count> tails_{};  // the lanes' last unaligned bytes
     mutable std::mutex failure_mutex_;
     std::optional<EngineError> failure_;
     std::atomic<bool> failed_{false};
