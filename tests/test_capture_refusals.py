@@ -78,17 +78,6 @@ def test_wrong_use_says_so(llama: nn.Module, tmp_path: Path) -> None:
         pass
 
 
-def test_a_model_that_was_compiled_before_is_refused(llama: nn.Module) -> None:
-    compiled = torch.compile(llama, backend="eager")
-    with pytest.raises(nsf.HookError, match=r"compiled with torch\.compile"):
-        nsf.capture(compiled, "_orig_mod.model.layers.0:residual")  # type: ignore[arg-type]
-    model = architectures.build("llama")
-    model.get_submodule("model.layers.0").compile(backend="eager")
-    with pytest.raises(nsf.HookError, match=r"model\.layers\.0 is compiled"):
-        nsf.capture(model, "model.layers.0:mlp")
-    nsf.capture(model, "model.layers.1:mlp")
-
-
 def test_a_module_that_never_ran_is_warned_of(llama: nn.Module) -> None:
     with (
         pytest.warns(nsf.CaptureWarning, match=r"model\.layers\.1_mlp: the hooked modules never ran"),

@@ -17,10 +17,22 @@ LIGHT = ("report", "reader", "records", "manifest", "spec", "errors", "keys", "j
 # From the ground up: a module imports only from its own line and the lines above it.
 LAYERS = [
     {"errors", "dtypes", "keys", "markdown", "positions", "layer_pattern", "decoding", "_core"},
-    {"spec", "records", "summary", "journal", "manifest", "options"},
+    {"spec", "records", "summary", "journal", "manifest", "options", "kernels"},
     {"shard_file", "recovery", "sources", "activations", "verify", "reader", "report", "report_text", "environment"},
     {"module_tree", "model_ends", "model_components", "nearest", "model_map"},
-    {"attachment", "passes", "hooks", "collect", "run_directory", "running_capture"},
+    {
+        "attachment",
+        "collect",
+        "compiled",
+        "compiled_hooks",
+        "compiled_operators",
+        "devices",
+        "hooks",
+        "pass_inputs",
+        "passes",
+        "run_directory",
+        "running_capture",
+    },
     {"capture"},
     {"demo"},
     {"models", "prompts", "sampling", "generate"},
@@ -74,13 +86,14 @@ def csrc() -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def test_core_includes_neither_python_nor_torch_nor_cuda() -> None:
-    folder = csrc()
-    assert folder is not None
-    for path in (folder / "core").iterdir():
+@pytest.mark.parametrize(("folder", "below"), [("core", ("core/",)), ("cuda", ("core/", "cuda/"))])
+def test_core_and_cuda_include_neither_python_nor_torch_nor_the_toolkit(folder: str, below: tuple[str, ...]) -> None:
+    sources = csrc()
+    assert sources is not None
+    for path in (sources / folder).iterdir():
         for header in re.findall(r'#include [<"]([^>"]+)[>"]', path.read_text()):
-            assert header.startswith(("core/", "sys/")) or "/" not in header, (path, header)
-            assert not re.match(r"Python|pybind11|torch|ATen|cuda", header), (path, header)
+            assert header.startswith((*below, "sys/")) or "/" not in header, (path, header)
+            assert not re.match(r"Python|pybind11|torch|ATen|cuda\.h|cuda_", header), (path, header)
 
 
 def test_the_extension_links_neither_libtorch_nor_cuda() -> None:

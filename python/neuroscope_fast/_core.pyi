@@ -26,7 +26,12 @@ class Session:
         e4m3_saturates: bool,
         e5m2_saturates: bool,
         tensor_access: str,
+        staging_bytes: int,
+        staging_share: float,
     ) -> None: ...
+    def open_device(self, device: int, casts: Sequence[tuple[str, str]]) -> None: ...
+    def devices(self) -> list[Any]: ...
+    def warnings(self) -> list[str]: ...
     def tap(
         self,
         index: int,
@@ -72,5 +77,14 @@ def cast(
     e5m2_saturates: bool = False,
     tensor_access: str = "automatic",
 ) -> tuple[bytes, bytes]: ...
+def head_reduce(
+    tensor: Any,
+    head_axis: int,
+    reduction: str,
+    heads: Sequence[int] | None = None,
+    dtype: str = "float32",
+    e4m3_saturates: bool = True,
+    e5m2_saturates: bool = False,
+) -> tuple[bytes, tuple[int, ...]]: ...
 def build_info() -> dict[str, Any]: ...
 def supports_direct_io(folder: str) -> bool: ...

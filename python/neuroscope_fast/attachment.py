@@ -29,6 +29,13 @@ class Attachment:
         self._attached.append((module, hook))
         module.register_forward_pre_hook(hook, with_kwargs=True)
 
+    def exchange(self, module: nn.Module, old: Callable[..., Any], new: Callable[..., Any]) -> None:
+        """Put one hook in the place of another, in its order and with its options."""
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            for key in [key for key, each in hooks.items() if each is old]:
+                self._attached.append((module, new))
+                hooks[key] = new
+
     def detach(self) -> None:
         """Take every hook off. Can be called again where an interrupt ended it."""
         while self._attached:

@@ -79,7 +79,7 @@ class Capture:
     """A capture of one model. Made by `capture()`; runs once, as a context manager."""
 
     def __init__(self, model: nn.Module, hooks: Hooks, out: Path | None, options: CaptureOptions, *, overwrite: bool):
-        from .hooks import make_plan, refuse_compiled
+        from .hooks import make_plan, refuse_compiled_ahead
         from .model_map import resolve_hooks
 
         self.options = options
@@ -88,7 +88,7 @@ class Capture:
         self._overwrite = overwrite
         metadata_file_name(options.analysis)  # raises for a name that cannot be part of a file name
         self._plan = make_plan(resolve_hooks(model, hooks), options.dtype)
-        refuse_compiled(model, self._plan)
+        refuse_compiled_ahead(model, self._plan)
         self._running: RunningCapture | None = None
         self._result: Run | None = None
 

@@ -7,6 +7,7 @@ streams of that place.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ._core import Session
+    from .compiled import CompiledCode
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def make_plan(resolved: Iterable[ResolvedHook], default_dtype: str | None) -> Pl
     return plan
 
 
-def attach_taps(model: nn.Module, plan: Plan, session: Session, attachment: Attachment) -> None:
+def attach_taps(model: nn.Module, plan: Plan, session: Session, attachment: Attachment, compiled: CompiledCode) -> None:
     """Put the plan's taps on the model."""
     encoder = encoder_of(model)
     encoder_modules = {id(module) for module in encoder.modules()} if encoder is not None else set()
@@ -115,25 +117,29 @@ def attach_taps(model: nn.Module, plan: Plan, session: Session, attachment: Atta
                 for options, stream in tap.streams.items()
             ],
         )
+        compiled.add_tap(module, native, is_input=is_input, field=tap.place.field or "")
         if is_input:
             attachment.add_pre_hook(module, native)
         else:
             attachment.add_hook(module, native)
 
 
-def refuse_compiled(model: nn.Module, plan: Plan) -> None:
-    """Raise HookError where a hooked place lies in a module that torch.compile has compiled: it would not be called."""
-    compiled = {
-        path
-        for path, module in model.named_modules()
-        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
-    }
+def refuse_compiled_ahead(model: nn.Module, plan: Plan) -> None:
+    """Raise HookError where a hooked place lies in a module that runs code which was compiled ahead of time.
+
+    Such code calls no hooks, and is not compiled again when there are some.
+    """
+    ahead = sys.modules.get("torch._dynamo.aot_compile")
+    if ahead is None:
+        return
+    kinds = (ahead.AOTCompiledFunction, ahead.AOTCompiledModel)
+    compiled = [path for path, module in model.named_modules() if isinstance(vars(module).get("forward"), kinds)]
     for tap in plan.taps:
         for path in compiled:
             if path in ("", tap.place.module) or tap.place.module.startswith(f"{path}."):
                 raise HookError(
-                    f"{tap.description}: {path or 'the model'} is compiled with torch.compile, and compiled code does "
-                    "not call hooks that are added later: capture it before that, or compile it inside the block"
+                    f"{tap.description}: {path or 'the model'} was compiled ahead of time, and such code calls no "
+                    "hooks: capture the model that it was compiled from"
                 )
 
 

@@ -61,7 +61,23 @@ class Counters(Struct, kw_only=True):
     stall_seconds: float = 0.0
     drops: Count = 0
     peak_ring_bytes: Count = 0
+    pinned_bytes: Count = 0
     tap_seconds: float = 0.0
+
+
+class DeviceCounters(Struct, kw_only=True):
+    """What the engine counted on one CUDA device. Bytes are bytes, times are seconds."""
+
+    device: str
+    name: str = ""
+    driver: str = ""
+    staging_bytes: Count = 0
+    peak_staging_bytes: Count = 0
+    dtoh_bytes: Count = 0
+    dtoh_copies: Count = 0
+    dtoh_seconds: float = 0.0
+    host_waits: Count = 0
+    device_waits: Count = 0
 
 
 class Dropped(Struct, frozen=True, gc=False):
@@ -112,6 +128,7 @@ class Manifest(Struct, kw_only=True):
     options: dict[str, Any] = {}
     hooks: dict[str, ManifestHook] = {}
     counters: Counters = msgspec.field(default_factory=Counters)
+    devices: list[DeviceCounters] = []
     warnings: list[str] = []
     dropped: list[Dropped] = []
     checksums: Checksums = msgspec.field(default_factory=Checksums)

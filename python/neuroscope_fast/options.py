@@ -13,7 +13,10 @@ Size = Annotated[int, msgspec.Meta(ge=1, le=(1 << 63) - 1)]
 
 
 class CaptureOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """How a capture stores what it takes. Sizes are in bytes."""
+    """How a capture stores what it takes. Sizes are in bytes.
+
+    On each CUDA device a capture takes `staging_bytes` of memory, but never more than `staging_share` of what is free.
+    """
 
     dtype: str | None = None
     overflow: Overflow = "block"
@@ -21,6 +24,8 @@ class CaptureOptions(msgspec.Struct, frozen=True, kw_only=True):
     block_bytes: Size = 4 * MIB
     shard_bytes: Size = 4096 * MIB
     direct_io: bool = True
+    staging_bytes: Size = 256 * MIB
+    staging_share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.1
     tensor_access: Literal["automatic", "dlpack", "attributes"] = "automatic"
     analysis: str | None = None
     description: str = ""

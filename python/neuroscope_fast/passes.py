@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import sys
 import threading
 import weakref
 from collections.abc import Mapping
+from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .attachment import Attachment
+from .pass_inputs import (
+    CACHES,
+    DECODER_TOKENS,
+    TOKENS,
+    UNKNOWN_OFFSET,
+    Given,
+    Reading,
+    look_up,
+    padding,
+    parameter_names,
+    tokens_counted_by,
+    tokens_seen_in,
+)
 from .records import Usage
 
 if TYPE_CHECKING:
@@ -18,12 +30,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ._core import Session
-
-_CACHES = ("past_key_values", "cache_params", "state")
-_TOKENS = ("input_ids", "inputs_embeds")
-_DECODER_TOKENS = ("decoder_input_ids", "decoder_inputs_embeds")
-UNKNOWN_OFFSET = -1
-"""A cache of unknown length stands before this pass: its positions cannot be told."""
+    from .attachment import Attachment
+    from .compiled import CompiledCode
 
 
 class _Pass(NamedTuple):
@@ -32,6 +40,7 @@ class _Pass(NamedTuple):
     module: nn.Module
     read: int  # tokens in the cache once it has ended, or UNKNOWN_OFFSET
     guessed: bool  # what it reads was taken from the first tensor among its inputs
+    entry: FrameType | None = None  # of a pass inside compiled code: the frame that called that code
 
 
 class PassObserver:
@@ -45,14 +54,20 @@ class PassObserver:
     def __init__(self, model: nn.Module, session: Session, hooked: list[str]):
         self._session = session
         encoder = encoder_of(model)
-        self._has_encoder = encoder is not None
         # A copy that a user makes of the model in the block has these hooks too; it is not the model that is captured.
         self._watched = weakref.WeakSet(_models_on_the_way(model, hooked, encoder))
         self._encoder = weakref.ref(encoder) if encoder is not None else None
-        self._parameters = weakref.WeakKeyDictionary({module: _parameter_names(module) for module in self._watched})
+        self._readings: weakref.WeakKeyDictionary[nn.Module, Reading] = weakref.WeakKeyDictionary()
+        for module in self._watched:
+            of_decoder = module is model and encoder is not None
+            self._readings[module] = Reading(
+                parameter_names(module),
+                DECODER_TOKENS if of_decoder else TOKENS,
+                "decoder_attention_mask" if of_decoder else "attention_mask",
+                may_guess=module is model and encoder is None,
+            )
         if encoder is not None:
-            self._parameters[encoder] = _parameter_names(encoder)
-        self._root = weakref.ref(model)
+            self._readings[encoder] = Reading(parameter_names(encoder), TOKENS, "attention_mask", may_guess=False)
         # Tokens that went through each cache, for caches that do not count them (state-space models).
         self._read: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
         self._thread = threading.local()
@@ -71,87 +86,115 @@ class PassObserver:
             total = self._prefill_tokens + self._decode_tokens
             return Usage(self._prefill_tokens, self._decode_tokens, total)
 
-    def attach_first(self, attachment: Attachment) -> None:
+    def attach_first(self, attachment: Attachment, compiled: CompiledCode) -> None:
         """The hooks that open a pass; to be put on before any tap."""
         for module in self._watched:
-            attachment.add_pre_hook(module, self._begin)
+            attachment.add_pre_hook(module, compiled.begin_hook(module, self._readings[module]))
         encoder = self._encoder() if self._encoder is not None else None
         if encoder is not None:
-            attachment.add_pre_hook(encoder, self._begin_encoder)
+            attachment.add_pre_hook(encoder, compiled.begin_encoder_hook(encoder, self._readings[encoder]))
 
-    def attach_last(self, attachment: Attachment) -> None:
+    def attach_last(self, attachment: Attachment, compiled: CompiledCode) -> None:
         """The hooks that end a pass; to be put on after all taps."""
         for module in self._watched:
-            attachment.add_hook(module, self._end, always_call=True)
+            attachment.add_hook(module, compiled.end_hook(module), always_call=True)
 
-    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A pass of `module` begins with these arguments."""
         if module not in self._watched:
             return
         passes = self._open_passes(module)
-        is_root = module is self._root()
-        given = _named(self._parameters[module], args, kwargs)
-        tokens = _first(given, _DECODER_TOKENS if is_root and self._has_encoder else _TOKENS)
-        guessed = tokens is None and is_root and not self._has_encoder
-        if guessed:
-            tokens = _first_tensor(args, kwargs)
-        batch, length = _batch_and_length(tokens)
-        cache = next((given[name] for name in _CACHES if given.get(name) is not None), None)
-        offset = self._tokens_in(cache)
-        name = "decoder_attention_mask" if is_root and self._has_encoder else "attention_mask"
-        mask = _padding(given.get(name), batch, length, max(offset, 0))
-        decode = offset != 0 and length == 1
-        if not guessed and all(outer.guessed for outer in passes):
-            self._count(sum(mask) if mask else batch * length, decode)
-        kept = given.get("logits_to_keep")
+        given = look_up(self._readings[module], args, kwargs)
+        offset = self._tokens_in(given.cache)
+        read = self._begin_pass(passes, given, offset)
+        passes.append(_Pass(module, read, given.guessed))
+
+    def begin_compiled(self, module: nn.Module, given: Given, offset: int, entry: FrameType) -> None:
+        """A pass of `module` begins inside compiled code, which `entry` on this thread's stack has called.
+
+        Compiled code cannot say which cache it is that grows (`given.cache` is None), only what the cache counts.
+        """
+        passes = self._open_passes(module, entry)
+        if offset == UNKNOWN_OFFSET:
+            self._read.clear()  # one of these caches, or another
+        read = self._begin_pass(passes, given, offset)
+        passes.append(_Pass(module, read, given.guessed, entry))
+
+    def _begin_pass(self, passes: list[_Pass], given: Given, offset: int) -> int:
+        """Tell the session; returns the tokens in the cache once the pass has ended, or UNKNOWN_OFFSET."""
+        real = padding(given.mask, given.batch, given.length, max(offset, 0))
+        decode = offset != 0 and given.length == 1
+        if not given.guessed and all(outer.guessed for outer in passes):
+            self._count(sum(real) if real else given.batch * given.length, decode)
         self._session.begin_step(
             decode=decode,
             offset=offset,
-            batch=batch,
-            length=length,
-            mask=mask,
-            logits_kept=kept if isinstance(kept, int) and not isinstance(kept, bool) else 0,
-            guessed=guessed,
-            continues_encoder=given.get("encoder_outputs") is not None,
+            batch=given.batch,
+            length=given.length,
+            mask=real,
+            logits_kept=given.logits_kept,
+            guessed=given.guessed,
+            continues_encoder=given.continues_encoder,
         )
-        passes.append(_Pass(module, UNKNOWN_OFFSET if offset == UNKNOWN_OFFSET else offset + length, guessed))
+        return UNKNOWN_OFFSET if offset == UNKNOWN_OFFSET else offset + given.length
 
-    def _begin_encoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._encoder is None or module is not self._encoder():
-            return
-        given = _named(self._parameters[module], args, kwargs)
-        batch, length = _batch_and_length(_first(given, _TOKENS))
-        mask = _padding(given.get("attention_mask"), batch, length, 0)
-        self._count(sum(mask) if mask else batch * length, decode=False)
-        self._session.begin_encoder(batch=batch, length=length, mask=mask)
+    def begin_encoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """The encoder is about to read its sequence, given in these arguments."""
+        if self._encoder is not None and module is self._encoder():
+            given = look_up(self._readings[module], args, kwargs)
+            self.begin_compiled_encoder(given.batch, given.length, given.mask)
 
-    def _end(self, module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+    def begin_compiled_encoder(self, batch: int, length: int, mask: torch.Tensor | None) -> None:
+        """The encoder is about to read [batch, length] tokens."""
+        real = padding(mask, batch, length, 0)
+        self._count(sum(real) if real else batch * length, decode=False)
+        self._session.begin_encoder(batch=batch, length=length, mask=real)
+
+    def end(self, module: nn.Module, output: Any = None) -> None:
+        """The pass of `module` has ended; an output that holds a cache tells whose length is known from now on."""
         passes: list[_Pass] = getattr(self._thread, "passes", [])
-        if module not in self._watched or not passes or passes[-1].module is not module:
+        if module not in self._watched or all(each.module is not module for each in passes):
             return
-        ended = passes.pop()
-        self._session.end_step()
-        cache = (
-            next((output[name] for name in _CACHES if name in output), None) if isinstance(output, Mapping) else None
-        )
+        while passes[-1].module is not module:  # left by an exception
+            self._end_last(passes)
+        ended = self._end_last(passes)
+        cache = next((output[name] for name in CACHES if name in output), None) if isinstance(output, Mapping) else None
         if cache is not None and ended.read != UNKNOWN_OFFSET:
             with contextlib.suppress(TypeError):  # not a thing that can be remembered: its length stays unknown
                 self._read[cache] = ended.read
 
-    def _open_passes(self, beginning: nn.Module) -> list[_Pass]:
-        """The passes around the one that `beginning` is about to begin.
+    def abandon_compiled(self) -> None:
+        """Compiled code on this thread is left by an exception: it ends none of its passes."""
+        passes: list[_Pass] = getattr(self._thread, "passes", [])
+        while passes and passes[-1].entry is not None:
+            self._end_last(passes)
 
-        A KeyboardInterrupt ends a pass without torch calling any hook: such passes are ended here.
+    def _end_last(self, passes: list[_Pass]) -> _Pass:
+        ended = passes.pop()
+        self._session.end_step()
+        return ended
+
+    def _open_passes(self, beginning: nn.Module, entry: FrameType | None = None) -> list[_Pass]:
+        """The passes around the one that `beginning` is about to begin, in compiled code if there is an `entry`.
+
+        A KeyboardInterrupt, and any exception in compiled code, ends a pass without torch calling any hook: such passes
+        are ended here.
         """
         passes: list[_Pass] | None = getattr(self._thread, "passes", None)
         if passes is None:
             passes = self._thread.passes = []
         while passes:
-            module = passes[-1].module
-            calls = sum(each.module is module for each in passes) + (module is beginning)
-            if _is_running(module, calls):
-                break
-            passes.pop()
-            self._session.end_step()
+            last = passes[-1]
+            if last.entry is not None:
+                # The compiler has unrolled what calls itself: a second pass of the module is not inside the first.
+                if last.module is not beginning and _is_on_stack(last.entry):
+                    break
+            else:
+                called = entry is None and last.module is beginning
+                calls = sum(each.module is last.module and each.entry is None for each in passes) + called
+                if _is_running(last.module, calls):
+                    break
+            self._end_last(passes)
         return passes
 
     def _count(self, tokens: int, decode: bool) -> None:
@@ -165,20 +208,15 @@ class PassObserver:
         """The tokens in a cache before the pass: its own count, or what this observer has seen go through it."""
         if cache is None:
             return 0
+        counted = tokens_counted_by(cache)
         try:
-            return int(cache.get_seq_length())
-        except (AttributeError, TypeError, ValueError, NotImplementedError):
-            pass  # a tuple, a state-space cache, a user's own: it does not say
-        try:
+            if counted is not None:
+                return int(counted)
             if cache in self._read:
                 return self._read[cache]
-            if isinstance(cache, tuple):  # (keys, values) of each layer, [batch, heads, tokens, width]
-                return int(cache[0][0].shape[-2])
-            if getattr(cache, "has_previous_state", None) is not None and not _has_state(cache):
-                return 0
-        except (AttributeError, IndexError, TypeError, ValueError):
-            pass
-        return UNKNOWN_OFFSET
+        except (TypeError, ValueError):
+            pass  # what it answers is no number, or it cannot be remembered
+        return tokens_seen_in(cache)
 
 
 def encoder_of(model: nn.Module) -> nn.Module | None:
@@ -190,10 +228,12 @@ def encoder_of(model: nn.Module) -> nn.Module | None:
     return None if encoder is model else encoder
 
 
-def _has_state(cache: Any) -> bool:
-    """Whether a state-space cache has been written to."""
-    answer = cache.has_previous_state
-    return bool(answer() if callable(answer) else answer)
+def _is_on_stack(frame: FrameType) -> bool:
+    """Whether the frame is running on this thread."""
+    each: FrameType | None = sys._getframe(1)
+    while each is not None and each is not frame:
+        each = each.f_back
+    return each is not None
 
 
 def _is_running(module: nn.Module, calls: int) -> bool:
@@ -219,61 +259,6 @@ def _models_on_the_way(model: nn.Module, hooked: list[str], encoder: nn.Module |
         module = getattr(module, name)
         if module is encoder:
             break
-        if module not in found and set(_TOKENS) & set(_parameter_names(module)):
+        if module not in found and set(TOKENS) & set(parameter_names(module)):
             found.append(module)
     return found
-
-
-def _parameter_names(module: nn.Module) -> tuple[str, ...]:
-    try:
-        parameters = inspect.signature(module.forward).parameters.values()
-    except (TypeError, ValueError):  # a forward without a signature, such as a scripted one
-        return ()
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return tuple(parameter.name for parameter in parameters if parameter.kind in kinds)
-
-
-def _named(names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Mapping[str, Any]:
-    return {**dict(zip(names, args, strict=False)), **kwargs} if args else kwargs
-
-
-def _first(given: Mapping[str, Any], names: tuple[str, ...]) -> torch.Tensor | None:
-    return next((given[name] for name in names if given.get(name) is not None), None)
-
-
-def _first_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.Tensor | None:
-    import torch
-
-    return next((value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)), None)
-
-
-def _batch_and_length(tokens: Any) -> tuple[int, int]:
-    """Of token ids [batch, length] or embeddings [batch, length, width]; (0, 0) where they cannot be told."""
-    import torch
-
-    if not isinstance(tokens, torch.Tensor) or tokens.dim() not in (2, 3):
-        return 0, 0
-    return int(tokens.shape[0]), int(tokens.shape[1])
-
-
-def _padding(mask: Any, batch: int, length: int, offset: int) -> bytes:
-    """One byte for each of the pass's own tokens, 1 = real; no bytes where none is padding or the mask says nothing.
-
-    A mask [batch, offset + length] covers the cache too, one of a static cache [batch, its capacity]; of a mask
-    [batch, 1, length, keys] a token is real if it may look at itself.
-    """
-    import torch
-
-    if isinstance(mask, Mapping):  # one for each kind of attention: padding is the same in all
-        mask = next(iter(mask.values()), None)
-    if not isinstance(mask, torch.Tensor) or mask.device.type != "cpu" or length == 0 or mask.shape[0] != batch:
-        return b""
-    if mask.dim() == 4 and mask.shape[2] == length and mask.shape[3] >= offset + length:
-        own = mask[:, 0, :, offset : offset + length].diagonal(dim1=1, dim2=2)
-        real = own if own.dtype == torch.bool else own == 0
-    elif mask.dim() == 2 and mask.shape[1] >= length:
-        begin = offset if mask.shape[1] >= offset + length else mask.shape[1] - length
-        real = mask[:, begin : begin + length] != 0
-    else:
-        return b""
-    return b"" if bool(real.all()) else real.detach().to(torch.uint8).contiguous().numpy().tobytes()

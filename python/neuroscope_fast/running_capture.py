@@ -15,6 +15,7 @@ import msgspec
 
 from .attachment import Attachment
 from .collect import Collected, checksums_of, collect, collect_dropped, never_ran
+from .devices import device_counters
 from .environment import float8_rules, model_info, versions
 from .errors import CaptureError, CaptureWarning, OptionError
 from .manifest import INDEX_FILE, Counters, Manifest, ManifestHook, Status, encode_index
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ._core import Session
+    from .compiled import CompiledCode
     from .hooks import Plan
     from .passes import PassObserver
     from .reader import Run
@@ -56,6 +58,7 @@ class RunningCapture:
         self._attachment = Attachment()
         self.manifest = self._first_manifest(model)
         self._observer: PassObserver | None = None
+        self._compiled: CompiledCode | None = None
         self._directory: RunDirectory | None = None
         e4m3_saturates, e5m2_saturates = float8_rules()
         if out is not None:
@@ -73,6 +76,8 @@ class RunningCapture:
                 e4m3_saturates=e4m3_saturates,
                 e5m2_saturates=e5m2_saturates,
                 tensor_access=options.tensor_access,
+                staging_bytes=options.staging_bytes,
+                staging_share=options.staging_share,
             )
         except BaseException as error:
             self.cancel()
@@ -84,23 +89,35 @@ class RunningCapture:
 
     def start(self, model: nn.Module) -> None:
         """Put the hooks on and, on disk, say that a run is being written."""
+        from .compiled import CompiledCode
+        from .devices import open_devices
         from .hooks import attach_taps
         from .passes import PassObserver
 
+        open_devices(model, self.plan, self.session)
         self._observer = PassObserver(model, self.session, [tap.place.module for tap in self.plan.taps])
-        self._observer.attach_first(self._attachment)
-        attach_taps(model, self.plan, self.session, self._attachment)
-        self._observer.attach_last(self._attachment)
+        self._compiled = CompiledCode(self._observer, self._attachment)
+        self._compiled.start()
+        self._observer.attach_first(self._attachment, self._compiled)
+        attach_taps(model, self.plan, self.session, self._attachment, self._compiled)
+        self._observer.attach_last(self._attachment, self._compiled)
+        self._compiled.forget_code()
         if self._directory is not None:
             self._directory.write_manifest(self.manifest)
 
     def cancel(self) -> None:
         """Undo a start that did not come to its end: nothing was captured, and nothing stays behind."""
-        self._attachment.detach()
+        self._detach()
         self.finished = True
         if self._directory is not None:
             self._directory.discard()
             self._directory.release()
+
+    def _detach(self) -> None:
+        """Take every hook off, and those that were compiled into code too. Can be called again."""
+        self._attachment.detach()
+        if self._compiled is not None:
+            self._compiled.stop()
 
     def _first_manifest(self, model: nn.Module) -> Manifest:
         return Manifest(
@@ -142,7 +159,7 @@ class RunningCapture:
             failure: CaptureError | None = None
             while True:
                 try:
-                    self._attachment.detach()
+                    self._detach()
                     self.session.close()
                     break
                 except CaptureError as error:
@@ -161,7 +178,7 @@ class RunningCapture:
                 raise failure from error
             finally:
                 self.finished = True
-                self._observer = None
+                self._observer = self._compiled = None
                 if self._directory is not None:
                     self._directory.release()
         if failure is not None:
@@ -194,6 +211,7 @@ class RunningCapture:
             cause=cause,
             closed=datetime.now().isoformat(),
             counters=self.counters(),
+            devices=device_counters(self.session),
             warnings=self._warnings(collected),
             dropped=collect_dropped(self.session, self.plan),
             checksums=checksums_of(collected),
@@ -215,24 +233,31 @@ class RunningCapture:
         directory.remove_journals(collected.checksums)
 
     def warn(self) -> None:
-        """Tell of hooks whose module never ran: most likely the model that ran is not the one that was hooked."""
+        """Tell of memory that could not be had in full, and of hooks whose module never ran, most likely since the model
+        that ran is not the one that was hooked.
+        """
+        for line in self.session.warnings():
+            warnings.warn(line, CaptureWarning, stacklevel=3)
         silent = never_ran(self.plan, self.session)
         if silent:
             shown = ", ".join(silent[:4]) + (f" and {len(silent) - 4} more" if len(silent) > 4 else "")
             warnings.warn(
-                f"nothing was captured for {shown}: the hooked modules never ran "
-                "(a model compiled with torch.compile before the capture does not call hooks)",
+                f"nothing was captured for {shown}: the hooked modules never ran",
                 CaptureWarning,
                 stacklevel=3,
             )
 
     def _warnings(self, collected: Collected) -> list[str]:
         silent = set(never_ran(self.plan, self.session))
-        return [
+        lines = [
             f"hook {hook_id!r} captured nothing" + (": its module never ran" if hook_id in silent else "")
             for hook_id, records in collected.activations.items()
             if not records
-        ] + ([f"records dropped because the ring was full: {drops}"] if (drops := self.counters().drops) else [])
+        ]
+        lines += self.session.warnings()
+        if drops := self.counters().drops:
+            lines.append(f"records dropped because the ring was full: {drops}")
+        return lines
 
     def _metadata(self, collected: Collected) -> Metadata:
         generations = self.generations

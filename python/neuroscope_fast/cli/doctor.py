@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib
-import importlib.util
 import os
 import platform
 from collections.abc import Callable, Iterator
@@ -15,6 +13,7 @@ import typer
 from msgspec import Struct
 
 from ..environment import package_version, versions
+from . import doctor_gpu
 from .console import JsonOption, console, line, print_json
 
 _NEEDED = {"torch": (2, 10), "transformers": (5, 10)}
@@ -23,7 +22,7 @@ _STYLES = {"works": "green", "limited": "yellow", "fails": "bold red", "unused":
 
 class Check(Struct):
     """One thing that was tried. `state`: `works`, `limited` (captures can be made without it), `fails` (they cannot),
-    or `unused` (this version has no use for it).
+    or `unused` (nothing here needs it).
     """
 
     name: str
@@ -78,8 +77,8 @@ def _checks(folder: Path) -> Iterator[Check]:
         yield _guarded(name, look)
     yield _guarded("direct I/O", lambda: _direct_io(folder))
     yield _guarded("embedded model", _embedded_model, broken="limited")
-    yield _guarded("CUDA", _cuda, broken="unused")
-    yield _guarded("Triton", _triton, broken="unused")
+    yield _guarded("CUDA", doctor_gpu.cuda)
+    yield _guarded("Triton", doctor_gpu.triton)
 
 
 def _guarded(name: str, look: Callable[[], tuple[str, str]], broken: str = "fails") -> Check:
@@ -158,34 +157,6 @@ def _direct_io(folder: Path) -> tuple[str, str]:
     if core.supports_direct_io(str(where)):
         return "works", f"files in {where} are written with O_DIRECT"
     return "limited", f"the file system of {where} has no O_DIRECT: files are written through the page cache"
-
-
-def _cuda() -> tuple[str, str]:
-    import torch
-
-    this_version = "this version captures from models on the CPU only"
-    if torch.version.cuda is None:
-        reason = f"torch {torch.__version__} is built without CUDA"
-    elif not torch.cuda.is_available():
-        reason = "no device" if _loads("libcuda.so.1") else "no NVIDIA driver (libcuda.so.1 cannot be loaded)"
-    else:
-        names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
-        reason = f"{', '.join(names)} with CUDA {torch.version.cuda}"
-    return "unused", f"{this_version}; here: {reason}"
-
-
-def _loads(library: str) -> bool:
-    try:
-        ctypes.CDLL(library)
-    except OSError:
-        return False
-    return True
-
-
-def _triton() -> tuple[str, str]:
-    version = package_version("triton")
-    here = f"triton {version}" if importlib.util.find_spec("triton") else "not installed"
-    return "unused", f"this version has no kernels for it; here: {here}"
 
 
 def _print(diagnosis: Diagnosis) -> None:

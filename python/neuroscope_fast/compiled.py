@@ -1,0 +1,162 @@
+"""Capturing code of torch.compile, which neither traces native taps nor looks whether hooks have come or gone since.
+
+- The hooks of passes, `compiled_hooks`, are such that the compiler can trace them. Native taps stay what they are until
+  the compiler starts for the first time in the block, and are then exchanged for such hooks: a model that is never
+  compiled does not pay for them.
+- What was compiled before the block, or in it, is forgotten at its beginning and its end (`torch.compiler.reset`).
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import threading
+import weakref
+from collections.abc import Callable
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch._dynamo.callback import callback_handler
+
+from . import compiled_hooks, compiled_operators
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from .attachment import Attachment
+    from .pass_inputs import Given, Reading
+    from .passes import PassObserver
+
+_numbers = itertools.count(1)
+
+
+class CompiledCode:
+    """How code that torch.compile has made, or makes while the capture runs, calls the capture."""
+
+    def __init__(self, observer: PassObserver, attachment: Attachment):
+        self.number = next(_numbers)
+        self.order = compiled_operators.order_tensor(self.number)
+        self._observer = observer
+        self._attachment = attachment
+        self._taps: list[_Tap] = []
+        self._watched: list[weakref.ref[nn.Module]] = []
+        self._lock = threading.Lock()
+        self._compiling = False
+
+    @property
+    def observer(self) -> PassObserver:
+        """Who is told of passes."""
+        return self._observer
+
+    def __deepcopy__(self, _memo: dict[int, Any]) -> CompiledCode:
+        return self
+
+    def begin_hook(self, module: nn.Module, reading: Reading) -> Callable[..., Any]:
+        """A forward pre-hook that begins a pass of `module`."""
+        return functools.partial(compiled_hooks.begin, self._watch(module), reading)
+
+    def begin_encoder_hook(self, module: nn.Module, reading: Reading) -> Callable[..., Any]:
+        """A forward pre-hook that tells of the encoder."""
+        return functools.partial(compiled_hooks.begin_encoder, self._watch(module), reading)
+
+    def end_hook(self, module: nn.Module) -> Callable[..., Any]:
+        """A forward hook that ends the pass of `module`."""
+        return functools.partial(compiled_hooks.end, self._watch(module))
+
+    def _watch(self, module: nn.Module) -> compiled_hooks.Slot:
+        self._watched.append(weakref.ref(module))
+        return compiled_hooks.Slot(self.order, len(self._watched) - 1, id(module))
+
+    def add_tap(self, module: nn.Module, native: Callable[..., Any], *, is_input: bool, field: str) -> None:
+        """Note a native tap before it is put on `module`."""
+        self._taps.append(_Tap(weakref.ref(module), native, is_input, field))
+
+    def start(self) -> None:
+        """To be called before any hook is put on: answer those that are called, and watch the compiler."""
+        compiled_operators.receivers[self.number] = self
+        callback_handler.register_start_callback(self._on_compile)
+
+    def forget_code(self) -> None:
+        """To be called when all hooks are on: no code that was compiled without them runs from now on."""
+        _forget_compiled_code()
+
+    def stop(self) -> None:
+        """To be called when all hooks are off: no code that was compiled with them runs from now on.
+
+        Can be called again, and without a start.
+        """
+        if compiled_operators.receivers.pop(self.number, None) is None:
+            return
+        if self._on_compile in callback_handler.start_callbacks:  # a reset by the user has removed it
+            callback_handler.remove_start_callback(self._on_compile)
+        if self._compiling:
+            _forget_compiled_code()
+
+    def _on_compile(self, _: object) -> None:
+        """The compiler starts: it must find hooks that it can trace."""
+        with self._lock:
+            if self._compiling:
+                return
+            for slot, tap in enumerate(self._taps):
+                module = tap.module()
+                if module is not None:
+                    hook = compiled_hooks.tap_input if tap.is_input else compiled_hooks.tap_output
+                    traceable = functools.partial(hook, compiled_hooks.Slot(self.order, slot, id(module)), tap.field)
+                    self._attachment.exchange(module, tap.native, traceable)
+            self._compiling = True
+
+    def native(self, slot: int) -> Callable[..., Any]:
+        """The native tap in this slot."""
+        return self._taps[slot].native
+
+    def take(self, slot: int, value: torch.Tensor) -> None:
+        tap = self._taps[slot]
+        if tap.is_input:
+            self._call(tap.native, tap.module(), (value,), {})
+        else:
+            self._call(tap.native, tap.module(), (), {tap.field: value} if tap.field else value)
+
+    def take_nothing(self, slot: int, type_name: str) -> None:
+        tap = self._taps[slot]
+        if tap.is_input:
+            self._call(tap.native, tap.module(), (), {})
+        else:  # the tap says of what type the output is that it cannot take
+            self._call(tap.native, tap.module(), (), type(type_name, (), {})())
+
+    def begin(self, slot: int, given: Given, offset: int, entry: FrameType) -> None:
+        module = self._watched[slot]()
+        if module is not None:
+            self._call(self._observer.begin_compiled, module, given, offset, entry)
+
+    def begin_encoder(self, slot: int, mask: torch.Tensor | None, batch: int, length: int) -> None:
+        if self._watched[slot]() is not None:
+            self._call(self._observer.begin_compiled_encoder, batch, length, mask)
+
+    def end(self, slot: int) -> None:
+        module = self._watched[slot]()
+        if module is not None:
+            self._call(self._observer.end, module)
+
+    def _call(self, function: Callable[..., Any], *arguments: Any) -> None:
+        """Torch calls no hook when an exception leaves compiled code: the passes that it leaves are ended here."""
+        try:
+            function(*arguments)
+        except BaseException:
+            self._observer.abandon_compiled()
+            raise
+
+
+class _Tap(NamedTuple):
+    module: weakref.ref[nn.Module]
+    native: Callable[..., Any]
+    is_input: bool
+    field: str
+
+
+def _forget_compiled_code() -> None:
+    """`torch.compiler.reset`, which also forgets who watches the compiler: not so here."""
+    starting, ending = list(callback_handler.start_callbacks), list(callback_handler.end_callbacks)
+    torch.compiler.reset()
+    callback_handler.start_callbacks.extend(starting)
+    callback_handler.end_callbacks.extend(ending)

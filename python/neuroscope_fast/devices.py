@@ -1,0 +1,37 @@
+"""The CUDA devices of a model: made ready before it runs, so that nothing is allocated or compiled while it does."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from .manifest import DeviceCounters
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ._core import Session
+    from .hooks import Plan
+
+
+def open_devices(model: nn.Module, plan: Plan, session: Session) -> None:
+    """Give the session its staging ring on every CUDA device that holds a parameter of the model, and the kernels for
+    the casts that the plan will most likely need there.
+
+    Raises CaptureError where a device, or the memory for it, cannot be had.
+    """
+    found: dict[int, set[str]] = {}
+    for parameter in model.parameters():
+        if parameter.device.type == "cuda":
+            dtypes = found.setdefault(parameter.device.index, set())
+            if parameter.is_floating_point():
+                dtypes.add(str(parameter.dtype).removeprefix("torch."))
+    targets = {options.dtype for tap in plan.taps for options in tap.streams if options.dtype is not None}
+    for device, sources in found.items():
+        session.open_device(device, sorted((source, target) for source in sources for target in targets))
+
+
+def device_counters(session: Session) -> list[DeviceCounters]:
+    """What the session has counted on each device that it captured from."""
+    return msgspec.convert(session.devices(), list[DeviceCounters], strict=False)
