@@ -55,7 +55,7 @@ def capture(
         description: a sentence on the analysis.
         options: `overflow` (`block`: a tap waits while the ring is full and nothing is lost; `drop`: the record is
             left out and listed in the manifest; `fail`: CaptureError), `ring_bytes`, `block_bytes`, `shard_bytes`,
-            `direct_io`, `tensor_access`.
+            `direct_io`, `tensor_access`, and for CUDA devices `staging_bytes` and `staging_share`.
 
     Raises HookError for hooks that cannot be on this model, OptionError for options that cannot be.
     """

@@ -233,8 +233,8 @@ class RunningCapture:
         directory.remove_journals(collected.checksums)
 
     def warn(self) -> None:
-        """Tell of memory that could not be had in full, and of hooks whose module never ran, most likely since the model
-        that ran is not the one that was hooked.
+        """Tell of memory that could not be had in full, and of hooks whose module never ran, most likely since
+        the model that ran is not the one that was hooked.
         """
         for line in self.session.warnings():
             warnings.warn(line, CaptureWarning, stacklevel=3)

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+from typing import TYPE_CHECKING
 
 from ..environment import float8_rules, package_version
+
+if TYPE_CHECKING:
+    import torch
 
 
 def cuda() -> tuple[str, str]:
@@ -56,13 +60,13 @@ def triton() -> tuple[str, str]:
     return "works", f"triton {version}: kernels are launched by the engine itself"
 
 
-def _captures(device: object) -> bool:
+def _captures(device: torch.device) -> bool:
     import torch
 
     from ..capture import capture
 
-    model = torch.nn.Sequential(torch.nn.Linear(8, 8)).to(device)  # type: ignore[arg-type]
-    x = torch.arange(16.0, device=device).view(2, 8)  # type: ignore[arg-type]
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8)).to(device)
+    x = torch.arange(16.0, device=device).view(2, 8)
     size = 1 << 16
     with (
         torch.no_grad(),
