@@ -60,6 +60,7 @@ def test_it_reads_back() -> None:
         "options",
         "hooks",
         "counters",
+        "devices",
         "warnings",
         "dropped",
         "checksums",

@@ -73,6 +73,7 @@ bool CopyStream::arrived(std::uint64_t ticket) {
     // acquire: pairs with the release in note_arrival(); what the copy brought is there.
     if (ticket <= arrived_.load(std::memory_order_acquire)) return true;
     if (ticket > last_) return false;  // not even started: the events still are those of an older batch
+    const BesideCaptures beside(driver_);
     const Result result = driver_.event_query(slot(ticket).done);
     if (result == not_ready) return false;
     driver_.check(result, "ask for a copy's end");
@@ -82,6 +83,7 @@ bool CopyStream::arrived(std::uint64_t ticket) {
 
 void CopyStream::wait(std::uint64_t ticket) {
     if (ticket <= arrived_.load(std::memory_order_acquire)) return;  // as in arrived()
+    const BesideCaptures beside(driver_);
     driver_.check(driver_.event_synchronize(slot(ticket).done), "wait for a copy from the device");
     note_arrival(ticket);
 }

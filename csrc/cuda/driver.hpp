@@ -55,6 +55,7 @@ inline constexpr int function_max_dynamic_shared_size = 8;
     X(stream_destroy, "cuStreamDestroy_v2", (Stream stream))                                                \
     X(stream_wait_event, "cuStreamWaitEvent", (Stream stream, Event event, unsigned flags))                 \
     X(stream_synchronize, "cuStreamSynchronize", (Stream stream))                                           \
+    X(thread_exchange_capture_mode, "cuThreadExchangeStreamCaptureMode", (int* mode))                       \
     X(stream_is_capturing, "cuStreamIsCapturing", (Stream stream, int* status))                             \
     X(event_create, "cuEventCreate", (Event * event, unsigned flags))                                       \
     X(event_destroy, "cuEventDestroy_v2", (Event event))                                                    \
@@ -101,6 +102,23 @@ class CurrentContext {
   private:
     const Driver& driver_;
     bool pushed_ = false;
+};
+
+// Lets the calling thread ask for events and wait for them while another thread captures a CUDA graph in global mode,
+// as torch.cuda.graph() does: the capture would be broken by it otherwise. Our streams take part in no capture.
+class BesideCaptures {
+  public:
+    explicit BesideCaptures(const Driver& driver) : driver_(driver) { exchange(); }
+    ~BesideCaptures() { exchange(); }
+    BesideCaptures(const BesideCaptures&) = delete;
+    BesideCaptures& operator=(const BesideCaptures&) = delete;
+
+  private:
+    // Fails only where the driver is gone, and then the next call says so.
+    void exchange() { static_cast<void>(driver_.thread_exchange_capture_mode(&mode_)); }
+
+    const Driver& driver_;
+    int mode_ = 2;  // relaxed; in between the thread's own
 };
 
 }  // namespace nsf::cuda

@@ -250,6 +250,19 @@ TEST(CudaCapture, AStreamUnderCaptureIsRefusedAndTheNextTensorIsStored) {
     capture.close_and_compare();
 }
 
+// Another thread captures a CUDA graph, as torch does it: neither the writer nor a tap may break that.
+TEST(CudaCapture, AGraphThatAnotherThreadCapturesIsNotBroken) {
+    Gpu gpu;
+    CudaCapture capture(gpu, {.blocks = 3, .staging_blocks = 1});
+    const cuda::Stream stream = gpu.new_stream();
+    capture.engine->open_device(0, {});
+    stub::set_global_capture(true);
+    for (int i = 0; i < 20; ++i) capture.submit(capture.tensor(DType::f32, {700}), stream);
+    capture.engine->close();
+    stub::set_global_capture(false);
+    capture.close_and_compare();
+}
+
 TEST(CudaCapture, AKernelThatCannotBeMadeIsToldBeforeAnythingIsStored) {
     Gpu gpu;
     CudaCapture capture(gpu);

@@ -1,8 +1,22 @@
 // Streams and events.
+#include <utility>
+
 #include "runtime.hpp"
 
 namespace nsf::stub {
 namespace {
+
+// Of this thread: 0 is global, 1 thread-local, 2 relaxed.
+int& capture_mode() {
+    static thread_local int mode = 0;
+    return mode;
+}
+
+// Calls that might synchronise are not allowed while anybody captures in global mode, unless the thread has said
+// that it knows what it does.
+bool would_break_a_capture(const Caller& caller) {
+    return caller.state.global_capture && capture_mode() == 0;
+}
 
 bool is_capturing(const Caller& caller, const Stream& stream) {
     return stream.legacy ? caller.state.legacy_capturing : stream.capturing;
@@ -89,6 +103,15 @@ CUresult cuStreamQuery(CUstream handle) {
     });
 }
 
+CUresult cuThreadExchangeStreamCaptureMode(int* mode) {
+    return call("cuThreadExchangeStreamCaptureMode", Needs::driver, [&](Caller&) {
+        constexpr int relaxed = 2;
+        if (mode == nullptr || *mode < 0 || *mode > relaxed) return code::invalid_value;
+        std::swap(*mode, capture_mode());
+        return code::success;
+    });
+}
+
 CUresult cuStreamIsCapturing(CUstream handle, int* status) {
     return call("cuStreamIsCapturing", Needs::context, [&](Caller& caller) {
         if (status == nullptr) return code::invalid_value;
@@ -142,6 +165,7 @@ CUresult cuEventRecord(CUevent event_handle, CUstream handle) {
 
 CUresult cuEventQuery(CUevent handle) {
     return call("cuEventQuery", Needs::context, [&](Caller& caller) {
+        if (would_break_a_capture(caller)) return code::capture_unsupported;
         const Event* event = find(caller.state.events, number(handle));
         if (event == nullptr) return code::invalid_handle;
         const Event asked = *event;
@@ -153,6 +177,7 @@ CUresult cuEventQuery(CUevent handle) {
 
 CUresult cuEventSynchronize(CUevent handle) {
     return call("cuEventSynchronize", Needs::context, [&](Caller& caller) {
+        if (would_break_a_capture(caller)) return code::capture_unsupported;
         const Event* event = find(caller.state.events, number(handle));
         if (event == nullptr) return code::invalid_handle;
         const Event asked = *event;

@@ -95,6 +95,10 @@ void set_capturing(const void* stream, bool capturing) {
     });
 }
 
+void set_global_capture(bool capturing) {
+    change([&](Runtime& state) { state.global_capture = capturing; });
+}
+
 void register_kernel(const std::string& name, std::vector<Parameter> parameters, Kernel kernel) {
     change([&](Runtime& state) {
         state.kernels[name] = std::make_shared<const RegisteredKernel>(

@@ -88,6 +88,7 @@ NSF_STUB_EXPORT CUresult cuStreamWaitEvent(CUstream stream, CUevent event, unsig
 NSF_STUB_EXPORT CUresult cuStreamSynchronize(CUstream stream);
 NSF_STUB_EXPORT CUresult cuStreamQuery(CUstream stream);
 NSF_STUB_EXPORT CUresult cuStreamIsCapturing(CUstream stream, int* status);
+NSF_STUB_EXPORT CUresult cuThreadExchangeStreamCaptureMode(int* mode);
 
 NSF_STUB_EXPORT CUresult cuEventCreate(CUevent* event, unsigned flags);
 NSF_STUB_EXPORT CUresult cuEventDestroy_v2(CUevent event);

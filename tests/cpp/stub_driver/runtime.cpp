@@ -75,6 +75,7 @@ void Runtime::set_defaults() {
     legacy_delay = {};
     legacy_delayed = false;
     legacy_capturing = false;
+    global_capture = false;
     reordering.reset();
     turn = nullptr;
     credits = 0;

@@ -114,6 +114,7 @@ struct Runtime {
     Range legacy_delay;
     bool legacy_delayed = false;
     bool legacy_capturing = false;
+    bool global_capture = false;
 
     // Reordering: which stream may begin its next operation, and how many may before somebody waits.
     std::optional<std::mt19937_64> reordering;

@@ -61,6 +61,9 @@ NSF_STUB_API void set_memory(std::size_t free, std::size_t total);  // of each d
 NSF_STUB_API void set_lockable_bytes(std::size_t bytes);            // cuMemHostRegister beyond it returns 2
 NSF_STUB_API void set_attribute(int attribute, int value);          // of every device
 NSF_STUB_API void set_capturing(const void* stream, bool capturing);
+// Some other thread captures in global mode: event queries and synchronisations of threads that are in that mode too
+// return 900, as they would break the capture.
+NSF_STUB_API void set_global_capture(bool capturing);
 
 // ---- Kernels --------------------------------------------------------------------------------------------------
 
