@@ -8,10 +8,10 @@ JOBS ?= 2
 SOURCES := $(shell find csrc cmake python -type f -not -name '*.pyc' -not -path '*/__pycache__/*' -not -path '*/.*') \
 	CMakeLists.txt pyproject.toml constraints.txt
 
-.PHONY: demo test python-test cpp-test lint format sanitize tsan asan clean help
+.PHONY: demo test python-test cpp-test gpu-check lint format sanitize tsan asan clean help
 
 help:
-	@echo "make demo | test | python-test | cpp-test | lint | format | sanitize | clean"
+	@echo "make demo | test | python-test | cpp-test | gpu-check | lint | format | sanitize | clean"
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -39,6 +39,10 @@ cpp-test: $(VENV)/.installed
 	$(BIN)/cmake -S . -B build/tests -DCMAKE_BUILD_TYPE=RelWithDebInfo -DNSF_PYTHON=OFF -DNSF_TESTS=$(NSF_TESTS) -DNSF_WERROR=ON
 	$(BIN)/cmake --build build/tests -j $(JOBS)
 	cd build/tests && ../../$(BIN)/ctest --output-on-failure -j $(JOBS)
+
+# GPU tests and GPU benchmarks, with what is installed for $(PYTHON): it changes no environment and downloads nothing.
+gpu-check:
+	$(PYTHON) bench/gpu_check.py $(GPU_CHECK_ARGS)
 
 sanitize: tsan asan
 
