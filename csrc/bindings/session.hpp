@@ -68,6 +68,11 @@ struct TapRule {
         if (phase == Phase::decode && !facts.decode) return false;
         return step % every == 0;
     }
+    // Whether a pass like this one is wanted under another number.
+    bool wants_other_steps(const StepFacts& facts) const {
+        return every > 1 && !(phase == Phase::prefill && facts.decode) &&
+               !(phase == Phase::decode && !facts.decode);
+    }
 };
 
 // The native callable on one side of one module.

@@ -102,15 +102,28 @@ void run_tap(const Tap& tap, PyObject* const* arguments, Py_ssize_t count) {
     const char* type = nullptr;
     try {
         bool wanted = false;
-        for (const TapRule& rule : tap.rules) wanted = wanted || rule.wants(facts, step.number);
-        if (!wanted) return;
+        bool wanted_later = false;
+        for (const TapRule& rule : tap.rules) {
+            wanted = wanted || rule.wants(facts, step.number);
+            wanted_later = wanted_later || rule.wants_other_steps(facts);
+        }
+        if (!wanted && !wanted_later) return;
         const py::object activation = find_activation(tap, arguments, count);
         type = Py_TYPE(activation.ptr())->tp_name;
         py::object owner;
         const TensorView view = session.access.view(activation.ptr(), owner);
+        if (!wanted) {
+            // A graph that is captured in a step that is passed over is replayed in those that are not.
+            if (view.device == TensorView::host) return;
+            const ReleasedGil released;
+            session.engine.refuse_graph(view);
+            return;
+        }
         bytes = view.elements() * item_size(view.dtype);
         const ReleasedGil released;
         store(tap, step, facts, view);
+        // Nobody will tell of the end of a step that no pass has opened.
+        if (!session.clock.in_pass()) session.engine.end_step();
     } catch (const std::invalid_argument& error) {
         const std::string what =
             type == nullptr ? "the activation" : std::string("the tensor (") + type + ")";

@@ -40,7 +40,9 @@ BlockRing::BlockRing(std::size_t ring_bytes, std::size_t block_bytes)
     for (std::size_t i = 0; i < blocks_.size(); ++i) blocks_[i].data = arena_ + i * block_bytes_;
 }
 
-BlockRing::~BlockRing() { munmap(arena_, arena_bytes_); }
+BlockRing::~BlockRing() {
+    if (arena_ != nullptr) munmap(arena_, arena_bytes_);
+}
 
 void BlockRing::limit(std::size_t blocks) {
     if (blocks < touched_ || blocks > blocks_.size() || blocks == 0) {

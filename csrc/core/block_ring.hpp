@@ -77,6 +77,8 @@ class BlockRing {
     // The most blocks that were in use at once, give or take those that came back meanwhile.
     std::size_t touched_blocks() const { return touched_; }
 
+    // In a forked child: the arena may be a hole there, in which the child keeps memory of its own. It is left alone.
+    void abandon() { arena_ = nullptr; }
     // From here on only the first `blocks` are used. Producer; `blocks` must not be below touched_blocks().
     void limit(std::size_t blocks);
 

@@ -1,7 +1,7 @@
 // What the engine asks of memory that the host cannot read. csrc/cuda answers; core knows no device.
 //
 // Contract
-//   A DeviceTransfer belongs to one engine. open(), prepare(), source(), settle(), flush() and close() are
+//   A DeviceTransfer belongs to one engine. open(), prepare(), source(), refuse_graph(), settle(), flush() and close() are
 //   called under the engine's producer mutex; wait() by the writer thread, at any time; the counters by anyone.
 //   Bytes on their way from a device reach a block of the ring some time after the call that sent them. Until
 //   settle(block) they may not even be under way; after it, block.pending names every copy that must be waited
@@ -48,6 +48,9 @@ class DeviceTransfer {
     // Throws std::invalid_argument, or EngineError where the device says no; nothing has been started then.
     virtual RecordSource& source(const TensorView& view, const Selection* selection, DType target,
                                  CastRules rules) = 0;
+
+    // Throws std::invalid_argument where the tensor's stream is being captured into a graph.
+    virtual void refuse_graph(const TensorView& view) = 0;
 
     // Starts every copy into this block that has not been started; the block is about to go to the writer.
     virtual void settle(Block& block) = 0;

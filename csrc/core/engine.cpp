@@ -30,6 +30,22 @@ std::unique_ptr<Sink> make_sink(const EngineOptions& options, const std::vector<
 
 }  // namespace
 
+// Python code may run under the mutex (a kernel is compiled), and with it a signal handler or a finalizer that comes
+// back to the engine: better an error than a thread that waits for itself.
+Engine::ProducerLock::ProducerLock(const Engine& engine) : engine_(engine) {
+    // relaxed: only this thread ever stores its own id.
+    if (engine.holder_.load(std::memory_order_relaxed) == std::this_thread::get_id()) {
+        throw EngineError("a capture cannot be used from within one of its own taps");
+    }
+    engine.producer_mutex_.lock();
+    engine.holder_.store(std::this_thread::get_id(), std::memory_order_relaxed);
+}
+
+Engine::ProducerLock::~ProducerLock() {
+    engine_.holder_.store(std::thread::id(), std::memory_order_relaxed);
+    engine_.producer_mutex_.unlock();
+}
+
 Engine::Engine(EngineOptions options, std::vector<Stream> streams, const TransferFactory& transfer)
     : options_(std::move(options)),
       streams_(std::move(streams)),
@@ -50,6 +66,7 @@ Engine::~Engine() {
         static_cast<void>(worker_.release());
         static_cast<void>(transfer_.release());
         static_cast<void>(sink_.release());
+        ring_.abandon();
         return;
     }
     try {
@@ -99,12 +116,12 @@ std::size_t Engine::blocks_needed(DType dtype, std::uint64_t bytes, std::size_t 
 
 void Engine::hand_over(Lane& from) {
     if (from.current == nullptr) return;
+    if (transfer_) transfer_->settle(*from.current);  // where it throws, close() tries again
     Block& block = *std::exchange(from.current, nullptr);
     // A block handed over early ends anywhere; the file is written in aligned pieces, so the next block
     // starts with the unaligned tail of this one and writes it again.
     from.carried = block.used % alignment;
     from.next_offset = block.offset + block.used - from.carried;
-    if (transfer_) transfer_->settle(block);
     ring_.submit(block);
 }
 
@@ -188,7 +205,7 @@ void Engine::breaking(Action action) {
 
 void Engine::submit(const Origin& origin, const Kept& kept, DType target) {
     check_process();  // the mutex may have been held at the fork
-    const std::lock_guard lock(producer_mutex_);
+    const ProducerLock lock(*this);
     check_usable();
     const Selection* selection = kept.selection ? &*kept.selection : nullptr;
     if (kept.view.device == TensorView::host) {
@@ -266,7 +283,7 @@ void Engine::take_back(std::uint64_t sequence) {
 void Engine::end_step() {
     if (!devices_used_.load(std::memory_order_relaxed)) return;
     if (forks.load(std::memory_order_relaxed) != fork_count_) return;
-    const std::lock_guard lock(producer_mutex_);
+    const ProducerLock lock(*this);
     if (closed_ || broken_ || worker_->failed()) return;
     try {
         breaking([&] { transfer_->flush(); });
@@ -275,19 +292,33 @@ void Engine::end_step() {
     }
 }
 
+void Engine::refuse_graph(const TensorView& view) {
+    if (view.device == TensorView::host || !transfer_) return;
+    check_process();
+    const ProducerLock lock(*this);
+    check_usable();
+    transfer_->refuse_graph(view);
+}
+
 void Engine::open_device(int device, const std::vector<std::pair<DType, DType>>& casts) {
     check_process();
-    const std::lock_guard lock(producer_mutex_);
+    const ProducerLock lock(*this);
     check_usable();
     if (!transfer_) throw EngineError("this engine takes the host's tensors only");
     transfer_->open(device);
-    for (const auto& [from, to] : casts) transfer_->prepare(device, from, to, options_.cast_rules);
+    for (const auto& [from, to] : casts) {
+        try {
+            transfer_->prepare(device, from, to, options_.cast_rules);
+        } catch (const EngineError&) {
+            // Perhaps no tensor needs it; the tap of one that does says the same.
+        }
+    }
 }
 
 void Engine::close() {
     if (forks.load(std::memory_order_relaxed) != fork_count_)
         return;  // the mutex may have been held at the fork
-    const std::lock_guard lock(producer_mutex_);
+    const ProducerLock lock(*this);
     if (!closed_) {
         closed_ = true;
         for (auto& each : lanes_) {
@@ -312,12 +343,12 @@ void Engine::count_tap(std::chrono::nanoseconds spent, std::uint64_t bytes) {
 }
 
 std::vector<DroppedRecord> Engine::dropped() const {
-    const std::lock_guard lock(producer_mutex_);
+    const ProducerLock lock(*this);
     return dropped_;
 }
 
 Stats Engine::stats() const {
-    const std::lock_guard lock(producer_mutex_);
+    const ProducerLock lock(*this);
     Stats stats;
     stats.records = worker_->log().size();
     stats.bytes_in = bytes_in_.load(std::memory_order_relaxed);
@@ -334,12 +365,12 @@ Stats Engine::stats() const {
 }
 
 std::vector<DeviceStats> Engine::device_stats() const {
-    const std::lock_guard lock(producer_mutex_);
+    const ProducerLock lock(*this);
     return transfer_ ? transfer_->stats() : std::vector<DeviceStats>();
 }
 
 std::vector<std::string> Engine::warnings() const {
-    const std::lock_guard lock(producer_mutex_);
+    const ProducerLock lock(*this);
     return transfer_ ? transfer_->warnings() : std::vector<std::string>();
 }
 

@@ -24,6 +24,8 @@
 #include <optional>
 #include <set>
 #include <string>
+#include <thread>
+#include <utility>
 #include <vector>
 
 #include "core/block_ring.hpp"
@@ -86,6 +88,8 @@ class Engine {
     const std::vector<Stream>& streams() const { return streams_; }
     std::vector<Record> records() const { return worker_->log().snapshot(); }
     std::vector<DroppedRecord> dropped() const;
+    // Throws EngineError where a stream on which the tensor is computed is being captured into a CUDA graph.
+    void refuse_graph(const TensorView& view);
     Stats stats() const;
     std::vector<DeviceStats> device_stats() const;
     std::vector<std::string> warnings() const;
@@ -101,6 +105,17 @@ class Engine {
         Block* current = nullptr;
         std::uint64_t next_offset = 0;  // of the next block's first byte; a multiple of `alignment`
         std::size_t carried = 0;  // bytes of a block handed over early that the next one starts with again
+    };
+
+    class ProducerLock {
+      public:
+        explicit ProducerLock(const Engine& engine);
+        ~ProducerLock();
+        ProducerLock(const ProducerLock&) = delete;
+        ProducerLock& operator=(const ProducerLock&) = delete;
+
+      private:
+        const Engine& engine_;
     };
 
     Lane& lane(DType dtype);
@@ -128,7 +143,8 @@ class Engine {
     std::unique_ptr<Sink> sink_;
     MemorySink* memory_ = nullptr;  // sink_, where it is one
 
-    mutable std::mutex producer_mutex_;  // guards all that follows but the atomics
+    mutable std::mutex producer_mutex_;  // guards all that follows but the atomics; taken by ProducerLock
+    mutable std::atomic<std::thread::id> holder_{};
     std::array<std::unique_ptr<Lane>, dtype_count> lanes_;
     std::set<Shape> shapes_;                  // interned: a record keeps a pointer
     std::set<std::string> notes_;             // likewise

@@ -72,7 +72,7 @@ CudaTransfer::Device::Device(const Driver& driver, int ordinal, Context its_cont
       memory(driver, block_bytes, blocks, share),
       staging(static_cast<std::uint32_t>(ordinal), copies, memory.address(), block_bytes, memory.blocks()),
       tables(driver, copies, staging),
-      kernels(driver, maker, ordinal),
+      kernels(driver, its_context, maker, ordinal),
       source(driver, its_context, kernels, staging, tables) {}
 
 CudaTransfer::Device& CudaTransfer::opened(int number) {
@@ -81,7 +81,8 @@ CudaTransfer::Device& CudaTransfer::opened(int number) {
     }
     const auto index = static_cast<std::size_t>(number);
     if (devices_[index]) return *devices_[index];
-    driver_ = &Driver::get();
+    if (driver_ == nullptr) driver_ = &Driver::get();
+    const BesideCaptures beside(*driver_);
     if (!contexts_[index]) contexts_[index] = std::make_unique<PrimaryContext>(*driver_, number);
     const Context context = contexts_[index]->get();
     const CurrentContext current(*driver_, context);
@@ -115,6 +116,10 @@ RecordSource& CudaTransfer::source(const TensorView& view, const Selection* sele
     return device.source;
 }
 
+void CudaTransfer::refuse_graph(const TensorView& view) {
+    opened(view.device).source.refuse_graph(view.stream);
+}
+
 void CudaTransfer::settle(Block& block) {
     for (const auto& device : devices_) {
         if (!device || !(device->source.keeps_back(block) || device->staging.holds(block))) continue;
@@ -144,6 +149,7 @@ void CudaTransfer::close() noexcept {
         for (auto& context : contexts_) context.reset();
         return;
     }
+    const BesideCaptures beside(*driver_);
     // The ring is unlocked in the context in which it was locked, after every device has come to rest.
     for (auto& device : devices_) {
         if (!device) continue;

@@ -74,6 +74,7 @@ class CudaTransfer final : public DeviceTransfer {
     void prepare(int device, DType from, DType to, CastRules rules) override;
     RecordSource& source(const TensorView& view, const Selection* selection, DType target,
                          CastRules rules) override;
+    void refuse_graph(const TensorView& view) override;
     void settle(Block& block) override;
     void flush() override;
     void wait(const PendingCopy& copy) override;

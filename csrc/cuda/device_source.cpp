@@ -1,7 +1,10 @@
 #include "cuda/device_source.hpp"
 
 #include <algorithm>
+#include <array>
 #include <bit>
+#include <initializer_list>
+#include <span>
 #include <stdexcept>
 #include <string>
 
@@ -16,6 +19,30 @@ constexpr std::int64_t prepared_length = 4096;  // of a row: the width of a mode
 std::uint64_t pass(std::int64_t number) { return static_cast<std::uint64_t>(number); }
 
 std::uint64_t divide_up(std::uint64_t number, std::uint64_t by) { return (number + by - 1) / by; }
+
+// What a launch passes, in the order of the kernel's parameters.
+class Arguments {
+  public:
+    Arguments(std::initializer_list<std::uint64_t> first) : count_(first.size()) {
+        std::copy(first.begin(), first.end(), values_.begin());
+    }
+    void add(const GatherPart& part) {
+        add(pass(part.length));
+        add(pass(part.stride));
+        for (const GatherDimension& each : part.dimensions) {
+            add(pass(each.size));
+            // The kernels may be promised that strides are multiples of 16: one that is never used is 0.
+            add(pass(each.size == 1 || each.looked_up ? 0 : each.stride));
+        }
+    }
+    std::span<const std::uint64_t> values() const { return {values_.data(), count_}; }
+
+  private:
+    void add(std::uint64_t value) { values_[count_++] = value; }
+
+    std::array<std::uint64_t, most_arguments> values_{};
+    std::size_t count_;
+};
 
 // For plain copies: the integer type of the same size.
 DType carrier(DType dtype) {
@@ -61,6 +88,32 @@ std::int64_t quantize_columns(std::int64_t length) {
     return power_of_two(std::clamp<std::int64_t>(length, 256, 4096));
 }
 
+void DeviceSource::refuse_graph(Stream stream) const {
+    const CurrentContext current(driver_, context_);
+    int capturing = not_capturing;
+    // The first call of a tap: where a kernel of the model's has failed before, this is told of it.
+    driver_.check(driver_.stream_is_capturing(stream, &capturing),
+                  "ask about a stream of the model's, in which something may have failed before");
+    if (capturing == not_capturing) return;
+    throw std::invalid_argument(
+        "its stream is being captured into a CUDA graph, whose replays would run past the capture; run the "
+        "model without CUDA graphs (for torch.compile: not mode='reduce-overhead')");
+}
+
+// Loads every kernel that the record can come to need, so that none has to be made when half of it is stored.
+void DeviceSource::load(KernelRequest request) {
+    kernels_.load(request);
+    if (request.aligned) {
+        request.aligned = false;
+        kernels_.load(request);
+    }
+    if (request.kind != KernelKind::quantize) return;
+    for (const int write : {1, 2}) {
+        request.write = write;
+        kernels_.load(request);
+    }
+}
+
 void DeviceSource::begin(const TensorView& view, const Selection* selection, DType target, CastRules rules) {
     const CurrentContext current(driver_, context_);
     deferred_.clear();
@@ -75,14 +128,7 @@ void DeviceSource::begin(const TensorView& view, const Selection* selection, DTy
         throw std::invalid_argument("no cast from " + std::string(name(from_)) + " to " +
                                     std::string(name(to_)));
     }
-    int capturing = not_capturing;
-    driver_.check(driver_.stream_is_capturing(stream_, &capturing), "ask whether a stream is being captured");
-    if (capturing != not_capturing) {
-        throw std::invalid_argument(
-            "its stream is being captured into a CUDA graph, whose replays would run past the capture; run "
-            "the "
-            "model without CUDA graphs (for torch.compile: not mode='reduce-overhead')");
-    }
+    refuse_graph(view.stream);
     gather_.emplace(view, selection, quantizes_);
     const std::vector<std::int64_t>& table = gather_->table();
     table_ = table.empty() ? 0 : tables_.put(table);
@@ -91,7 +137,12 @@ void DeviceSource::begin(const TensorView& view, const Selection* selection, DTy
     });
     // Now, while it can be refused: later there is half a record.
     const bool copied = from_ == to_ && gather_->contiguous();
-    if (gather_->elements() > 0 && !copied) kernels_.load(request(gather_->part(0)));
+    const bool empty = quantizes_ ? gather_->rows() == 0 : gather_->elements() == 0;
+    first_aligned_ = true;
+    if (empty || copied) return;
+    const KernelRequest wanted = request(gather_->part(0));
+    load(wanted);
+    first_aligned_ = wanted.aligned;
 }
 
 void DeviceSource::prepare(DType from, DType to, CastRules rules) {
@@ -99,10 +150,11 @@ void DeviceSource::prepare(DType from, DType to, CastRules rules) {
     from_ = from;
     to_ = to;
     rules_ = rules;
+    first_aligned_ = true;
     quantizes_ = to == DType::i8 && is_floating(from);
     GatherPart part;
     part.length = prepared_length;
-    if (quantizes_ || (from != to && has_cast(from, to))) kernels_.load(request(part));
+    if (quantizes_ || (from != to && has_cast(from, to))) load(request(part));
 }
 
 void DeviceSource::write(Block& block, std::size_t begin, std::size_t count) {
@@ -151,7 +203,8 @@ KernelRequest DeviceSource::request(const GatherPart& part) const {
     request.table_dimension = part.table_dimension;
     request.per_row = part.per_row;
     request.rules = rules_;
-    request.aligned = part.stride == 1 && source_address(part) % vector_bytes == 0;
+    // Only what load() has loaded: that is for the alignment of the first part.
+    request.aligned = first_aligned_ && part.stride == 1 && source_address(part) % vector_bytes == 0;
     if (quantizes_) {
         request.write = 3;
         request.columns = quantize_columns(part.length);
@@ -163,16 +216,6 @@ KernelRequest DeviceSource::request(const GatherPart& part) const {
         if (tile.rows > 1) request.aligned = request.aligned && table_aligned_ && rows_aligned(part);
     }
     return request;
-}
-
-void DeviceSource::add_gather(std::vector<std::uint64_t>& arguments, const GatherPart& part) const {
-    arguments.push_back(pass(part.length));
-    arguments.push_back(pass(part.stride));
-    for (const GatherDimension& each : part.dimensions) {
-        arguments.push_back(pass(each.size));
-        // The kernels may be promised that strides are multiples of 16: one that is never used is 0.
-        arguments.push_back(pass(each.size == 1 || each.looked_up ? 0 : each.stride));
-    }
 }
 
 void DeviceSource::launch_cast(const GatherPart& part, Address to, std::uint64_t first, std::uint64_t count) {
@@ -193,11 +236,10 @@ void DeviceSource::launch_cast(const GatherPart& part, Address to, std::uint64_t
             divide_up(rows, pass(wanted.rows)) * divide_up(rows == 1 ? count : length, pass(wanted.columns));
     }
     wanted.aligned = wanted.aligned && to % vector_bytes == 0;
-    std::vector<std::uint64_t> arguments{from, to, table_ + part.table_offset * sizeof(std::int64_t), first,
-                                         count};
-    add_gather(arguments, part);
+    Arguments arguments{from, to, table_address(part), first, count};
+    arguments.add(part);
     if (part.table_dimension != 0) tables_.read_now();
-    kernels_.launch(wanted, grid, stream_, arguments);
+    kernels_.launch(wanted, grid, stream_, arguments.values());
 }
 
 void DeviceSource::launch_quantize(const GatherPart& part, Address codes, std::uint64_t first,
@@ -205,18 +247,12 @@ void DeviceSource::launch_quantize(const GatherPart& part, Address codes, std::u
                                    std::uint64_t rows) {
     KernelRequest wanted = request(part);
     wanted.write = (codes != 0 ? 1 : 0) | (scales != 0 ? 2 : 0);
-    wanted.aligned = wanted.aligned && codes % vector_bytes == 0 && first % vector_elements == 0 &&
-                     count % vector_elements == 0;
-    std::vector<std::uint64_t> arguments{source_address(part),
-                                         codes,
-                                         scales,
-                                         table_ + part.table_offset * sizeof(std::int64_t),
-                                         first_row,
-                                         first,
-                                         count};
-    add_gather(arguments, part);
+    wanted.aligned = wanted.aligned && wanted.write == 3 && codes % vector_bytes == 0 &&
+                     first % vector_elements == 0 && count % vector_elements == 0;
+    Arguments arguments{source_address(part), codes, scales, table_address(part), first_row, first, count};
+    arguments.add(part);
     if (part.table_dimension != 0) tables_.read_now();
-    kernels_.launch(wanted, rows, stream_, arguments);
+    kernels_.launch(wanted, rows, stream_, arguments.values());
 }
 
 bool DeviceSource::keeps_back(const Block& block) const {

@@ -35,6 +35,8 @@ class DeviceSource final : public RecordSource {
     void abandon() noexcept override { deferred_.clear(); }
     void waited() override { ++host_waits_; }
 
+    void refuse_graph(Stream stream) const;
+
     // Whether something that belongs into this block was kept back; launch_deferred() starts it.
     bool keeps_back(const Block& block) const;
     void launch_deferred();
@@ -59,7 +61,10 @@ class DeviceSource final : public RecordSource {
     void launch_quantize(const GatherPart& part, Address codes, std::uint64_t first, std::uint64_t count,
                          Address scales, std::uint64_t first_row, std::uint64_t rows);
     KernelRequest request(const GatherPart& part) const;
-    void add_gather(std::vector<std::uint64_t>& arguments, const GatherPart& part) const;
+    void load(KernelRequest request);
+    Address table_address(const GatherPart& part) const {
+        return table_ + part.table_offset * sizeof(std::int64_t);
+    }
     Address source_address(const GatherPart& part) const {
         return static_cast<Address>(reinterpret_cast<std::uintptr_t>(part.data));
     }
@@ -77,6 +82,7 @@ class DeviceSource final : public RecordSource {
     CastRules rules_;
     bool quantizes_ = false;
     bool table_aligned_ = true;
+    bool first_aligned_ = true;
     Address table_ = 0;
     std::uint64_t next_ = 0;        // element to be written
     std::uint64_t next_scale_ = 0;  // row

@@ -60,6 +60,12 @@ void Driver::fail(Result result, const char* operation) const {
                       std::to_string(result) + ")");
 }
 
+void Driver::make_current(Context context) const {
+    Context current = nullptr;
+    check(context_get_current(&current), "ask for the current context");
+    if (current != context) check(context_set_current(context), "go back to the device's context");
+}
+
 CurrentContext::CurrentContext(const Driver& driver, Context context) : driver_(driver) {
     Context current = nullptr;
     driver.check(driver.context_get_current(&current), "ask for the current context");

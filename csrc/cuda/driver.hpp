@@ -40,6 +40,7 @@ inline constexpr int function_max_dynamic_shared_size = 8;
     X(primary_context_retain, "cuDevicePrimaryCtxRetain", (Context * context, int device))                  \
     X(primary_context_release, "cuDevicePrimaryCtxRelease_v2", (int device))                                \
     X(context_get_current, "cuCtxGetCurrent", (Context * context))                                          \
+    X(context_set_current, "cuCtxSetCurrent", (Context context))                                            \
     X(context_push, "cuCtxPushCurrent_v2", (Context context))                                               \
     X(context_pop, "cuCtxPopCurrent_v2", (Context * context))                                               \
     X(memory_get_info, "cuMemGetInfo_v2", (std::size_t * free, std::size_t * total))                        \
@@ -86,6 +87,9 @@ struct Driver {
         if (result != success) fail(result, operation);
     }
     [[noreturn]] void fail(Result result, const char* operation) const;
+
+    // For code that others ran in between: some leave another context current than they found.
+    void make_current(Context context) const;
 
     std::string library;
     int version = 0;  // 1000 * major + 10 * minor of the CUDA version that the driver supports

@@ -92,6 +92,7 @@ void Gather::distribute(bool per_row) {
 
 GatherPart Gather::part(std::uint64_t number) const {
     GatherPart part = part_;
+    if (outer_.empty()) return part;
     std::int64_t offset = 0;
     // With outer_ not empty and positions that differ, axis 0 is its first: it picks the part of the table.
     std::uint64_t first_index = 0;
@@ -108,7 +109,7 @@ GatherPart Gather::part(std::uint64_t number) const {
                                       : static_cast<std::int64_t>(indices[i]) * outer_[i].stride;
     }
     part.data += offset * static_cast<std::int64_t>(item_size_);
-    if (!outer_.empty()) part.table_offset = table_part;
+    part.table_offset = table_part;
     return part;
 }
 

@@ -22,11 +22,19 @@ Kernels::~Kernels() {
 }
 
 const Kernels::Loaded& Kernels::find(const KernelRequest& request) {
-    const auto known = loaded_.find(request.key());
-    if (known != loaded_.end()) return known->second;
+    const auto key = request.key();
+    if (last_ != nullptr && last_key_ == key) return *last_;
+    const auto known = loaded_.find(key);
+    if (known != loaded_.end()) {
+        last_ = &known->second;  // a map moves no element
+        last_key_ = key;
+        return *last_;
+    }
     Loaded loaded;
     loaded.image = maker_.make(request, device_);
-    Loaded& kept = loaded_.emplace(request.key(), std::move(loaded)).first->second;
+    driver_.make_current(context_);
+    const BesideCaptures beside(driver_);
+    Loaded& kept = loaded_.emplace(key, std::move(loaded)).first->second;
     if (kept.image.image.empty()) return kept;
     try {
         driver_.check(driver_.module_load_data(&kept.module, kept.image.image.data()), "load a kernel");
@@ -39,20 +47,21 @@ const Kernels::Loaded& Kernels::find(const KernelRequest& request) {
         }
     } catch (...) {
         if (kept.module != nullptr) static_cast<void>(driver_.module_unload(kept.module));
-        loaded_.erase(request.key());
+        loaded_.erase(key);
         throw;
     }
     return kept;
 }
 
 void Kernels::launch(const KernelRequest& request, std::uint64_t grid, Stream stream,
-                     const std::vector<std::uint64_t>& arguments) {
+                     std::span<const std::uint64_t> arguments) {
     const Loaded& kernel = find(request);
     if (grid > static_cast<std::uint64_t>(std::numeric_limits<int>::max())) {
         throw EngineError("a tensor is too large for one launch: lower block_bytes");
     }
     if (kernel.function == nullptr) {
         kernel.image.launch(static_cast<unsigned>(grid), stream, arguments.data(), arguments.size());
+        driver_.make_current(context_);
         return;
     }
     std::array<std::uint64_t, most_arguments> values{};  // zeros behind the arguments: the trailing pointers

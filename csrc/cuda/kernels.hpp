@@ -6,6 +6,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <span>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -62,8 +63,8 @@ class KernelMaker {
 
 class Kernels {
   public:
-    Kernels(const Driver& driver, KernelMaker& maker, int device)
-        : driver_(driver), maker_(maker), device_(device) {}
+    Kernels(const Driver& driver, Context context, KernelMaker& maker, int device)
+        : driver_(driver), context_(context), maker_(maker), device_(device) {}
     ~Kernels();
     Kernels(const Kernels&) = delete;
     Kernels& operator=(const Kernels&) = delete;
@@ -71,7 +72,7 @@ class Kernels {
     // Makes and loads the kernel where that has not been done.
     void load(const KernelRequest& request) { static_cast<void>(find(request)); }
     void launch(const KernelRequest& request, std::uint64_t grid, Stream stream,
-                const std::vector<std::uint64_t>& arguments);
+                std::span<const std::uint64_t> arguments);
 
   private:
     struct Loaded {
@@ -83,9 +84,12 @@ class Kernels {
     const Loaded& find(const KernelRequest& request);
 
     const Driver& driver_;
+    const Context context_;
     KernelMaker& maker_;
     const int device_;
     std::map<decltype(KernelRequest().key()), Loaded> loaded_;
+    const Loaded* last_ = nullptr;  // the taps of one step mostly need the same
+    decltype(KernelRequest().key()) last_key_;
 };
 
 }  // namespace nsf::cuda

@@ -48,7 +48,11 @@ PinnedRing::PinnedRing(const Driver& driver, BlockRing& ring) : driver_(driver),
                "): the capture goes on with the smaller ring, and may have to wait for the disk sooner";
 }
 
-PinnedRing::~PinnedRing() { static_cast<void>(driver_.host_unregister(memory_)); }
+PinnedRing::~PinnedRing() {
+    static_cast<void>(driver_.host_unregister(memory_));
+    // Locking has touched all of it, and nobody reads it any more.
+    static_cast<void>(madvise(memory_, bytes_, MADV_DONTNEED));
+}
 
 PinnedTable::PinnedTable(const Driver& driver, std::size_t bytes) : driver_(driver), bytes_(bytes) {
     void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);

@@ -57,6 +57,7 @@ StagingRing::StagingBlock& StagingRing::bind(Block& host) {
     bound_.push_back(&block);
     free_.pop_front();
     block.host = &host;
+    block.free_after = block.last_copy;
     block.admitted.clear();
     const auto leaving = std::count_if(free_.begin(), free_.end(), [&](const StagingBlock* each) {
         return each->last_copy > copies_.last_arrived();
@@ -70,7 +71,7 @@ void StagingRing::admit(StagingBlock& block, Stream stream) {
     if (contains(block.admitted, stream)) return;
     const bool waits =
         block.admitted.empty() ? keeps(Wait::compute_for_copy) : keeps(Wait::other_compute_for_copy);
-    if (waits && !copies_.arrived(block.last_copy)) copies_.hold_back(stream, block.last_copy);
+    if (waits && !copies_.arrived(block.free_after)) copies_.hold_back(stream, block.free_after);
     block.admitted.push_back(stream);
 }
 
@@ -95,6 +96,7 @@ void StagingRing::finish(const std::vector<StagingBlock*>& copied) {
         add_pending(*block->host, device_, ticket);
         block->last_copy = ticket;
         block->written.clear();
+        block->admitted.clear();  // a stream may end with its pass, and another get its handle
     }
 }
 

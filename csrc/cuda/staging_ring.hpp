@@ -56,8 +56,9 @@ class StagingRing {
         Address memory = 0;
         Block* host = nullptr;
         std::vector<Range> written;    // and not copied
-        std::vector<Stream> admitted;  // streams that have been ordered behind last_copy
         std::uint64_t last_copy = 0;   // ticket; 0: never copied
+        std::uint64_t free_after = 0;  // the last copy for the host block that it mirrored before
+        std::vector<Stream> admitted;  // streams that were ordered behind free_after since the last batch
     };
 
     StagingBlock& bind(Block& host);

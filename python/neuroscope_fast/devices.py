@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from .manifest import DeviceCounters
+from .spec import CAST_DTYPES
 
 if TYPE_CHECKING:
     from torch import nn
@@ -15,18 +16,23 @@ if TYPE_CHECKING:
     from .hooks import Plan
 
 
+_CAST_SOURCES = ("float64", *CAST_DTYPES[:-1])
+
+
 def open_devices(model: nn.Module, plan: Plan, session: Session) -> None:
     """Give the session its staging ring on every CUDA device that holds a parameter of the model, and the kernels for
     the casts that the plan will most likely need there.
 
-    Raises CaptureError where a device, or the memory for it, cannot be had.
+    Raises CaptureError where a device, or the memory for it, cannot be had. A kernel that cannot be made is left to the
+    tap that needs it.
     """
     found: dict[int, set[str]] = {}
     for parameter in model.parameters():
         if parameter.device.type == "cuda":
             dtypes = found.setdefault(parameter.device.index, set())
-            if parameter.is_floating_point():
-                dtypes.add(str(parameter.dtype).removeprefix("torch."))
+            name = str(parameter.dtype).removeprefix("torch.")
+            if name in _CAST_SOURCES:  # others, such as the scales of microscaling formats, are no activations
+                dtypes.add(name)
     targets = {options.dtype for tap in plan.taps for options in tap.streams if options.dtype is not None}
     for device, sources in found.items():
         session.open_device(device, sorted((source, target) for source in sources for target in targets))

@@ -104,18 +104,28 @@ def tokens_seen_in(cache: Any) -> int:
     return UNKNOWN_OFFSET
 
 
+def captures_graph() -> bool:
+    """Whether torch's current stream is being captured into a CUDA graph, in which no value can be read."""
+    import torch
+
+    return torch.cuda.is_current_stream_capturing()
+
+
 def padding(mask: torch.Tensor | None, batch: int, length: int, offset: int) -> bytes:
     """One byte for each of the pass's own tokens, 1 = real; no bytes where none is padding or the mask says nothing.
 
     A mask [batch, offset + length] covers the cache too, one of a static cache [batch, its capacity]; of a mask
     [batch, 1, length, keys] a token is real if it may look at itself. The pass's own columns of a mask on a CUDA device
-    are copied to the CPU, [batch, length] bytes at once, which waits for the device.
+    are copied to the CPU, [batch, length] bytes at once, which waits for the device; a single new token of a single row
+    is taken for a real one without looking, and nothing is read while a CUDA graph is being captured.
     """
     import torch
 
     if mask is None or mask.device.type not in ("cpu", "cuda") or length == 0:
         return b""
     if mask.dim() == 0 or mask.shape[0] != batch:
+        return b""
+    if mask.device.type == "cuda" and (batch * length == 1 or captures_graph()):
         return b""
     if mask.dim() == 4 and mask.shape[2] == length and mask.shape[3] >= offset + length:
         own = mask[:, 0, :, offset : offset + length].diagonal(dim1=1, dim2=2)

@@ -17,6 +17,7 @@ from .pass_inputs import (
     UNKNOWN_OFFSET,
     Given,
     Reading,
+    captures_graph,
     look_up,
     padding,
     parameter_names,
@@ -211,6 +212,8 @@ class PassObserver:
         counted = tokens_counted_by(cache)
         try:
             if counted is not None:
+                if getattr(counted, "is_cuda", False) and captures_graph():
+                    return UNKNOWN_OFFSET
                 return int(counted)
             if cache in self._read:
                 return self._read[cache]

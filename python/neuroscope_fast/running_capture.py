@@ -109,6 +109,9 @@ class RunningCapture:
         """Undo a start that did not come to its end: nothing was captured, and nothing stays behind."""
         self._detach()
         self.finished = True
+        session = getattr(self, "session", None)
+        if session is not None:  # what it holds of a device must not wait for the traceback to be forgotten
+            session.close()
         if self._directory is not None:
             self._directory.discard()
             self._directory.release()

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <functional>
 #include <mutex>
 #include <string>
 #include <vector>
@@ -18,6 +19,7 @@ namespace nsf::testing_support {
 class StubKernels final : public cuda::KernelMaker {
   public:
     cuda::KernelImage make(const cuda::KernelRequest& request, int) override {
+        if (const std::function<void()> what = meanwhile) what();
         const std::lock_guard lock(mutex_);
         if (!refusal.empty()) throw EngineError(refusal);
         const std::string kernel = "kernel_" + std::to_string(number_of(request));
@@ -58,7 +60,8 @@ class StubKernels final : public cuda::KernelMaker {
     }
 
     std::size_t trailing = 2;
-    std::string refusal;  // not empty: there are no kernels, for this reason
+    std::function<void()> meanwhile;  // what happens while a kernel is compiled
+    std::string refusal;              // not empty: there are no kernels, for this reason
     bool through_launcher = false;
     std::function<void(const cuda::KernelRequest&, bool, unsigned, cuda::Stream, std::vector<std::uint64_t>)>
         launcher;

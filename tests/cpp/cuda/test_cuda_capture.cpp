@@ -255,11 +255,64 @@ TEST(CudaCapture, AGraphThatAnotherThreadCapturesIsNotBroken) {
     Gpu gpu;
     CudaCapture capture(gpu, {.blocks = 3, .staging_blocks = 1});
     const cuda::Stream stream = gpu.new_stream();
-    capture.engine->open_device(0, {});
     stub::set_global_capture(true);
-    for (int i = 0; i < 20; ++i) capture.submit(capture.tensor(DType::f32, {700}), stream);
+    capture.engine->open_device(0, {});
+    std::vector<OwnedTensor> tensors;
+    for (int i = 0; i < 20; ++i) tensors.push_back(capture.tensor(DType::f32, {700}));
+    std::vector<TensorView> views;
+    stub::set_global_capture(false);
+    for (const OwnedTensor& tensor : tensors) views.push_back(gpu.put(tensor, stream));
+    stub::set_global_capture(true);
+    for (std::size_t i = 0; i < tensors.size(); ++i) {
+        capture.submit_view(tensors[i], views[i], i % 2 == 0 ? DType::f32 : DType::bf16);
+    }
     capture.engine->close();
     stub::set_global_capture(false);
+    capture.close_and_compare();
+}
+
+// Python compiles kernels under the engine's mutex, and a signal handler or a finalizer may come back to the engine.
+TEST(CudaCapture, AnEngineThatIsUsedFromWithinItsOwnTapSaysSo) {
+    Gpu gpu;
+    CudaCapture capture(gpu);
+    const cuda::Stream stream = gpu.new_stream();
+    std::string error;
+    capture.kernels.meanwhile = [&] {
+        error = error_of([&] { static_cast<void>(capture.engine->stats()); });
+        capture.kernels.meanwhile = nullptr;
+    };
+    capture.submit(capture.tensor(DType::f32, {8}), stream, DType::bf16);
+    EXPECT_EQ(error, "a capture cannot be used from within one of its own taps");
+    capture.close_and_compare();
+}
+
+// What compiles a kernel may leave another device's context current.
+TEST(CudaCapture, AContextThatTheCompilerLeavesBehindIsReplaced) {
+    Gpu gpu(2);
+    CudaCapture capture(gpu);
+    const cuda::Stream stream = gpu.new_stream(1);
+    capture.kernels.meanwhile = [&] {
+        gpu.driver().check(gpu.driver().context_set_current(gpu.context(0)), "set the other context");
+    };
+    capture.submit(capture.tensor(DType::f32, {8}), stream, DType::bf16, std::nullopt, 1);
+    capture.submit(capture.tensor(DType::f32, {3, 8}), stream, DType::i8, std::nullopt, 1);
+    capture.close_and_compare();
+}
+
+// A stream that ended with its pass, and another with its handle: it too waits for the block's last copy.
+TEST(CudaCapture, AStreamWithTheHandleOfAnEarlierOneWaitsForItself) {
+    Gpu gpu;
+    CudaCapture capture(gpu, {.blocks = 8, .staging_blocks = 1});
+    capture.engine->open_device(0, {});
+    const cuda::Stream stream = gpu.new_stream();
+    stub::hold(stub::Kind::dtoh);
+    capture.submit(capture.tensor(DType::f32, {1024}), stream);  // its copy stands still
+    capture.submit(capture.tensor(DType::f32, {100}), stream);   // waits on the device
+    const std::uint64_t before = stub::call_count("cuStreamWaitEvent");
+    capture.engine->end_step();
+    capture.submit(capture.tensor(DType::f32, {100}), stream);     // who knows whether it is the same
+    EXPECT_EQ(stub::call_count("cuStreamWaitEvent"), before + 2);  // of the copy stream, and of this one
+    stub::release();
     capture.close_and_compare();
 }
 

@@ -1,8 +1,10 @@
 // The driver fails: at every call, in every operation, with the device lost. What was stored is right, what was not is
 // said, and nothing is left behind.
+#include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <cstring>
 #include <thread>
 
 #include "cuda_fixture.hpp"
@@ -172,7 +174,17 @@ TEST(CudaFaults, AForkedChildTouchesNothing) {
         const bool refused =
             error_of([&] { capture.submit_view(tensor, view); }).find("fork") != std::string::npos;
         capture.engine->end_step();
+        // The child's next large mapping lands where the ring was, which is not mapped in a child.
+        constexpr std::size_t large = std::size_t{64} << 20;
+        void* memory = mmap(nullptr, large, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        std::vector<void*> filled;
+        for (int i = 0; i < 64; ++i) {
+            filled.push_back(
+                mmap(nullptr, 4 * 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+        }
         capture.engine.reset();
+        std::memset(memory, 1, large);  // ends the child if the engine has unmapped it
+        for (void* each : filled) std::memset(each, 1, 4 * 4096);
         _exit(refused ? 0 : 1);
     }
     int status = -1;

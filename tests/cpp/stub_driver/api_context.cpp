@@ -114,6 +114,22 @@ CUresult cuCtxGetCurrent(CUcontext* context) {
     });
 }
 
+CUresult cuCtxSetCurrent(CUcontext context) {
+    return call("cuCtxSetCurrent", Needs::driver, [&](Caller& caller) {
+        Context* set = context == nullptr ? nullptr : caller.state.context_of(context);
+        if (context != nullptr && (set == nullptr || set->references == 0)) return code::invalid_context;
+        // Takes the place of the one on top.
+        if (!context_stack().empty()) {
+            context_stack().pop_back();
+            --caller.state.contexts_on_stacks;
+        }
+        if (set == nullptr) return code::success;
+        context_stack().push_back(set);
+        ++caller.state.contexts_on_stacks;
+        return code::success;
+    });
+}
+
 CUresult cuCtxPushCurrent_v2(CUcontext context) {
     return call("cuCtxPushCurrent_v2", Needs::driver, [&](Caller& caller) {
         Context* pushed = caller.state.context_of(context);

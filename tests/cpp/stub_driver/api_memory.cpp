@@ -74,6 +74,7 @@ CUresult cuMemGetInfo_v2(std::size_t* free, std::size_t* total) {
 
 CUresult cuMemAlloc_v2(CUdeviceptr* address, std::size_t bytes) {
     return call("cuMemAlloc_v2", Needs::context, [&](Caller& caller) {
+        if (would_break_a_capture(caller)) return code::capture_unsupported;
         if (address == nullptr || bytes == 0) return code::invalid_value;
         const std::size_t used = caller.context->memory.allocated();
         if (used > caller.state.free_memory || bytes > caller.state.free_memory - used) {
@@ -94,6 +95,7 @@ CUresult cuMemAlloc_v2(CUdeviceptr* address, std::size_t bytes) {
 
 CUresult cuMemFree_v2(CUdeviceptr address) {
     return call("cuMemFree_v2", Needs::context_to_clean_up, [&](Caller& caller) {
+        if (would_break_a_capture(caller)) return code::capture_unsupported;
         const std::shared_ptr<Allocation> freed = caller.context->memory.take(address);
         if (freed == nullptr) return code::invalid_value;
         // Drivers are known to wait here, but nothing promises it.
@@ -118,6 +120,7 @@ CUresult cuMemFree_v2(CUdeviceptr address) {
 
 CUresult cuMemHostRegister_v2(void* begin, std::size_t bytes, unsigned flags) {
     return call("cuMemHostRegister_v2", Needs::context, [&](Caller& caller) {
+        if (would_break_a_capture(caller)) return code::capture_unsupported;
         constexpr unsigned known_flags = 15;
         if (begin == nullptr || bytes == 0 || flags > known_flags) return code::invalid_value;
         Runtime& state = caller.state;
@@ -135,6 +138,7 @@ CUresult cuMemHostRegister_v2(void* begin, std::size_t bytes, unsigned flags) {
 
 CUresult cuMemHostUnregister(void* begin) {
     return call("cuMemHostUnregister", Needs::context_to_clean_up, [&](Caller& caller) {
+        if (would_break_a_capture(caller)) return code::capture_unsupported;
         const Registration* registration = caller.state.registrations.at(number(begin));
         if (registration == nullptr) return code::host_memory_not_registered;
         const bool portable = (registration->flags & register_portable) != 0;

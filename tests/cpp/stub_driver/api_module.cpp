@@ -54,6 +54,7 @@ extern "C" {
 
 CUresult cuModuleLoadData(CUmodule* module, const void* image) {
     return call("cuModuleLoadData", Needs::context, [&](Caller& caller) {
+        if (would_break_a_capture(caller)) return code::capture_unsupported;
         if (module == nullptr || image == nullptr) return code::invalid_value;
         const auto* text = static_cast<const char*>(image);
         if (std::strncmp(text, image_start.data(), image_start.size()) != 0) return code::invalid_image;
@@ -71,6 +72,7 @@ CUresult cuModuleLoadData(CUmodule* module, const void* image) {
 
 CUresult cuModuleUnload(CUmodule handle) {
     return call("cuModuleUnload", Needs::context_to_clean_up, [&](Caller& caller) {
+        if (would_break_a_capture(caller)) return code::capture_unsupported;
         const Module* module = find(caller.state.modules, number(handle));
         if (module == nullptr || module->context != caller.context) return code::invalid_handle;
         std::erase_if(caller.state.functions,

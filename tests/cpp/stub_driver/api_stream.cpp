@@ -6,18 +6,6 @@
 namespace nsf::stub {
 namespace {
 
-// Of this thread: 0 is global, 1 thread-local, 2 relaxed.
-int& capture_mode() {
-    static thread_local int mode = 0;
-    return mode;
-}
-
-// Calls that might synchronise are not allowed while anybody captures in global mode, unless the thread has said
-// that it knows what it does.
-bool would_break_a_capture(const Caller& caller) {
-    return caller.state.global_capture && capture_mode() == 0;
-}
-
 bool is_capturing(const Caller& caller, const Stream& stream) {
     return stream.legacy ? caller.state.legacy_capturing : stream.capturing;
 }
@@ -83,6 +71,7 @@ CUresult cuStreamWaitEvent(CUstream handle, CUevent event_handle, unsigned flags
 
 CUresult cuStreamSynchronize(CUstream handle) {
     return call("cuStreamSynchronize", Needs::context, [&](Caller& caller) {
+        if (would_break_a_capture(caller)) return code::capture_unsupported;
         const Stream* stream = caller.stream(handle);
         if (stream == nullptr) return code::invalid_handle;
         if (is_capturing(caller, *stream)) return code::capture_unsupported;

@@ -5,6 +5,15 @@
 
 namespace nsf::stub {
 
+int& capture_mode() {
+    static thread_local int mode = 0;
+    return mode;
+}
+
+bool would_break_a_capture(const Caller& caller) {
+    return caller.state.global_capture && capture_mode() == 0;
+}
+
 Caller::Caller(std::string_view name, Needs needs)
     : state(runtime()),
       lock(state.mutex),

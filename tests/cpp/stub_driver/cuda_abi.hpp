@@ -67,6 +67,7 @@ NSF_STUB_EXPORT CUresult cuDeviceGetAttribute(int* value, int attribute, CUdevic
 NSF_STUB_EXPORT CUresult cuDevicePrimaryCtxRetain(CUcontext* context, CUdevice device);
 NSF_STUB_EXPORT CUresult cuDevicePrimaryCtxRelease_v2(CUdevice device);
 NSF_STUB_EXPORT CUresult cuCtxGetCurrent(CUcontext* context);
+NSF_STUB_EXPORT CUresult cuCtxSetCurrent(CUcontext context);
 NSF_STUB_EXPORT CUresult cuCtxPushCurrent_v2(CUcontext context);
 NSF_STUB_EXPORT CUresult cuCtxPopCurrent_v2(CUcontext* context);
 

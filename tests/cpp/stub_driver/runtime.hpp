@@ -210,6 +210,12 @@ class Caller {
     std::size_t place_;
 };
 
+// Of this thread: 0 is global, 1 thread-local, 2 relaxed.
+int& capture_mode();
+// Calls that might synchronise are not allowed while anybody captures in global mode, unless the thread has said that
+// it knows what it does.
+bool would_break_a_capture(const Caller& caller);
+
 // The frame around every function: action(Caller&) with the mutex held.
 template <typename Action>
 CUresult call(std::string_view name, Needs needs, Action action) {
