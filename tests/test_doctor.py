@@ -15,6 +15,7 @@ import torch
 from command_line import run
 from neuroscope_fast import _core
 from neuroscope_fast.cli import doctor_gpu
+from neuroscope_fast.environment import package_version
 
 Capsys = pytest.CaptureFixture[str]
 
@@ -30,7 +31,7 @@ def test_here_captures_can_be_made(tmp_path: Path, capsys: Capsys) -> None:
     code, diagnosis, checks = diagnose(capsys, tmp_path)
     assert code == 0
     assert diagnosis["healthy"]
-    assert diagnosis["versions"]["torch"] == torch.__version__
+    assert diagnosis["versions"]["torch"] == package_version("torch")
     assert diagnosis["build"] == _core.build_info()
     assert checks["capture"]["state"] == "works"
     assert _core.build_info()["cpu_level"] in checks["native module"]["detail"]
@@ -45,7 +46,7 @@ def test_here_captures_can_be_made(tmp_path: Path, capsys: Capsys) -> None:
 def test_for_people(capsys: Capsys) -> None:
     done = run(capsys, "doctor")
     assert (done.code, done.err) == (0, "")
-    assert ["torch", torch.__version__] in [line.split() for line in done.out.splitlines()]
+    assert ["torch", package_version("torch")] in [line.split() for line in done.out.splitlines()]
     assert "captures are made from models on the CPU" in done.out or torch.cuda.is_available()
     assert "\x1b" not in done.out
 

@@ -46,6 +46,7 @@ def interrupted(model: nn.Module, side: str, at: int) -> int:
         if side == "exit":
             cap.__enter__()
             model(architectures.inputs("llama")["input_ids"])
+        sys._getframe().f_trace_opcodes = True  # Python 3.12 gives opcodes only if a frame wants them by now
         sys.settrace(interrupter)
         if side == "enter":
             cap.__enter__()
