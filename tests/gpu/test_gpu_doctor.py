@@ -10,6 +10,7 @@ from command_line import run
 pytestmark = pytest.mark.gpu
 
 
+@pytest.mark.usefixtures("cuda")
 def test_every_device_is_captured_from(capsys: pytest.CaptureFixture[str]) -> None:
     done = run(capsys, "doctor", "--json")
     checks = {check["name"]: check for check in json.loads(done.out)["checks"]}
