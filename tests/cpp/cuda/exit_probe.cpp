@@ -52,8 +52,8 @@ Captured& late() {
 int main(int count, char** arguments) {
     const bool is_early = count > 1 && std::strcmp(arguments[1], "early") == 0;
     const bool is_held = count > 2 && std::strcmp(arguments[2], "held") == 0;
-    if (is_early) early();  // registered before the driver's own end, so it is destroyed after it
-    auto* gpu = new Gpu();  // what the model holds is never given back
+    if (is_early) early();              // registered before the driver's own end, so it is destroyed after it
+    static Gpu* const gpu = new Gpu();  // what the model holds is never given back
     Captured& captured = is_early ? early() : late();
     captured.start();
     Random random{std::uint64_t{1}};

@@ -26,9 +26,7 @@ class Gpu {
         stub::set_device_count(devices);
         driver_ = &cuda::Driver::get();
         stub::register_kernel("call", {stub::value<std::uint64_t>()}, [](const stub::Launch& launch) {
-            const std::unique_ptr<std::function<void()>> work(
-                reinterpret_cast<std::function<void()>*>(launch.get<std::uint64_t>(0)));
-            (*work)();
+            (*reinterpret_cast<const std::function<void()>*>(launch.get<std::uint64_t>(0)))();
         });
         for (int number = 0; number < devices; ++number)
             models_.push_back(std::make_unique<Model>(*driver_, number));
@@ -64,13 +62,12 @@ class Gpu {
     void run(cuda::Stream stream, std::function<void()> work, int device = 0) {
         Model& model = *models_.at(static_cast<std::size_t>(device));
         const cuda::CurrentContext current(*driver_, model.context);
-        auto* carried = new std::function<void()>(std::move(work));
-        auto value = static_cast<std::uint64_t>(reinterpret_cast<std::uintptr_t>(carried));
+        work_.push_back(std::make_unique<std::function<void()>>(std::move(work)));
+        auto value = static_cast<std::uint64_t>(reinterpret_cast<std::uintptr_t>(work_.back().get()));
         std::array<void*, 1> parameters{&value};
-        const cuda::Result result =
-            driver_->launch_kernel(model.call, 1, 1, 1, 32, 1, 1, 0, stream, parameters.data(), nullptr);
-        if (result != cuda::success) delete carried;
-        driver_->check(result, "launch the test's kernel");
+        driver_->check(
+            driver_->launch_kernel(model.call, 1, 1, 1, 32, 1, 1, 0, stream, parameters.data(), nullptr),
+            "launch the test's kernel");
     }
     void synchronize(cuda::Stream stream, int device = 0) {
         const cuda::CurrentContext current(*driver_, context(device));
@@ -102,7 +99,9 @@ class Gpu {
         std::byte* memory = allocate(tensor.memory.size(), device);
         run(
             stream,
-            [memory, contents = tensor.memory] { std::memcpy(memory, contents.data(), contents.size()); },
+            [memory, contents = tensor.memory] {
+                if (!contents.empty()) std::memcpy(memory, contents.data(), contents.size());
+            },
             device);
         TensorView view = tensor.view;
         view.data = memory + (tensor.view.data - tensor.memory.data());
@@ -150,6 +149,8 @@ class Gpu {
     };
 
     const cuda::Driver* driver_ = nullptr;
+    // Kept to the end: a stream may never come to what it was given, and none tells when it is done with it.
+    std::vector<std::unique_ptr<std::function<void()>>> work_;
     std::vector<std::unique_ptr<Model>> models_;
 };
 

@@ -40,7 +40,7 @@ CUresult Caller::admit(std::string_view name) {
     if (needs_ == Needs::nothing) return code::success;
     if (!state.initialised) return code::not_initialized;
     if (needs_ == Needs::driver) return code::success;
-    const std::vector<Context*>& stack = context_stack();
+    const ContextStack& stack = context_stack();
     if (stack.empty()) return code::invalid_context;
     context = stack.back();
     if (context->references == 0) return code::context_is_destroyed;

@@ -16,29 +16,27 @@ Runtime* const the_runtime = [] {
     return made;
 }();
 
-struct ContextStack {
-    std::uint64_t generation = 0;
-    std::vector<Context*> contexts;
-
-    ~ContextStack() {
-        const Unseen unseen;
-        const std::lock_guard lock(the_runtime->mutex);
-        if (generation != the_runtime->generation) return;
-        the_runtime->contexts_on_stacks -= static_cast<std::int64_t>(contexts.size());
-    }
-};
-
 }  // namespace
 
 Runtime& runtime() { return *the_runtime; }
 
-std::vector<Context*>& context_stack() {
-    thread_local ContextStack stack;
-    if (stack.generation != the_runtime->generation) {
-        stack.contexts.clear();
-        stack.generation = the_runtime->generation;
-    }
-    return stack.contexts;
+ContextStack& context_stack() {
+    static thread_local ContextStack stack;
+    // What a thread leaves on its stack when it ends is not left on a stack.
+    struct End {
+        ~End() {
+            const Unseen unseen;
+            const std::lock_guard lock(the_runtime->mutex);
+            if (stack.belongs_to(the_runtime->generation)) {
+                the_runtime->contexts_on_stacks -= static_cast<std::int64_t>(stack.size());
+            }
+            stack.clear();
+        }
+    };
+    static thread_local const End end;
+    static_cast<void>(end);
+    stack.begin_generation(the_runtime->generation);
+    return stack;
 }
 
 CUcontext handle_of(const Context& context) {

@@ -175,7 +175,30 @@ Object* find(std::map<std::uint64_t, Object>& objects, std::uint64_t handle) {
 }
 
 // The calling thread's stack of contexts, emptied by every reset().
-std::vector<Context*>& context_stack();
+class ContextStack {
+  public:
+    // Empties the stack at the first call after a reset().
+    void begin_generation(std::uint64_t generation) {
+        if (generation_ == generation) return;
+        generation_ = generation;
+        size_ = 0;
+    }
+    bool belongs_to(std::uint64_t generation) const { return generation_ == generation; }
+    bool empty() const { return size_ == 0; }
+    std::size_t size() const { return size_; }
+    Context* back() const { return entries_[size_ - 1]; }
+    void clear() { size_ = 0; }
+    void pop_back() { --size_; }
+    // Deeper than any program goes; what is beyond is a defect of the test.
+    void push_back(Context* context) { entries_.at(size_++) = context; }
+
+  private:
+    std::array<Context*, 256> entries_{};
+    std::size_t size_ = 0;
+    std::uint64_t generation_ = 0;
+};
+// Of the calling thread. Needs no destructor: static objects still call the driver when thread-local ones are gone.
+ContextStack& context_stack();
 
 // What a function asks for: nothing, cuInit, a current context that is not lost, a current context. Of the last
 // kind are those that give something back: they do it even in a lost context, and return its error all the same.
