@@ -30,12 +30,6 @@ std::uint32_t checksum(const py::buffer& data, std::uint32_t initial) {
     return crc;
 }
 
-DType known_dtype(const std::string& text) {
-    const std::optional<DType> dtype = dtype_from_name(text);
-    if (!dtype) throw std::invalid_argument("unknown dtype '" + text + "'");
-    return *dtype;
-}
-
 // The stored bytes of a tensor and, for an int8 cast of floats, of its row scales: exactly what a tap would
 // write.
 py::tuple cast_tensor(const py::object& tensor, const std::string& dtype, bool e4m3_saturates,
@@ -43,9 +37,9 @@ py::tuple cast_tensor(const py::object& tensor, const std::string& dtype, bool e
     const TensorAccess access(tensor_access == "attributes" ? TensorAccessMethod::attributes
                                                             : TensorAccessMethod::automatic);
     if (!access.is_tensor(tensor.ptr())) throw std::invalid_argument("not a torch tensor");
-    const DType target = known_dtype(dtype);
+    const DType target = parse_dtype(dtype);
     py::object owner;
-    const TensorView view = access.view(tensor.ptr(), owner);
+    const TensorView view = access.host_view(tensor.ptr(), owner);
     ElementReader reader(view, nullptr, target, CastRules{e4m3_saturates, e5m2_saturates});
     std::string scales;
     if (reader.quantizes()) {
@@ -76,6 +70,12 @@ py::dict build_info() {
 }
 
 }  // namespace
+
+DType parse_dtype(const std::string& text) {
+    const std::optional<DType> dtype = dtype_from_name(text);
+    if (!dtype) throw std::invalid_argument("unknown dtype '" + text + "'");
+    return *dtype;
+}
 
 void register_functions(py::module_& module) {
     using namespace py::literals;

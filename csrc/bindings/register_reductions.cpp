@@ -26,23 +26,17 @@ py::tuple reduce_tensor(const py::object& tensor, std::size_t head_axis, const s
         throw std::invalid_argument("there is no reduction '" + reduction +
                                     "'; use mean, sum, max, l2_norm, entropy, select");
     }
-    const std::optional<DType> target = dtype_from_name(dtype);
-    if (!target) throw std::invalid_argument("unknown dtype '" + dtype + "'");
-    if (*target == DType::i8) {
+    const DType target = parse_dtype(dtype);
+    if (target == DType::i8) {
         throw std::invalid_argument(
             "int8 has row scales of its own; reduce to float32 and cast that to int8");
     }
-    const std::string device = py::str(tensor.attr("device").attr("type"));
-    if (device != "cpu") {
-        throw std::invalid_argument("it is on the device " + device +
-                                    "; move it to the CPU, or use neuroscope_fast.kernels.head_reduce");
-    }
     py::object owner;
-    const TensorView view = access.view(tensor.ptr(), owner);
-    const HeadReducer reducer(view, head_axis, *known, heads, *target,
+    const TensorView view = access.host_view(tensor.ptr(), owner);
+    const HeadReducer reducer(view, head_axis, *known, heads, target,
                               CastRules{e4m3_saturates, e5m2_saturates});
     const auto count = static_cast<std::size_t>(reducer.elements());
-    std::string bytes(count * item_size(*target), '\0');
+    std::string bytes(count * item_size(target), '\0');
     {
         const py::gil_scoped_release released;
         reducer.read(0, count, reinterpret_cast<std::byte*>(bytes.data()));

@@ -24,12 +24,6 @@ Value choose(const std::string& what, const std::string& given,
     throw std::invalid_argument(what + " must be one of " + names + ", not '" + given + "'");
 }
 
-DType parse_dtype(const std::string& text) {
-    const std::optional<DType> dtype = dtype_from_name(text);
-    if (!dtype) throw std::invalid_argument("unknown dtype '" + text + "'");
-    return *dtype;
-}
-
 PositionSpec parse_positions(const py::object& positions) {
     PositionSpec spec;
     if (py::isinstance<py::str>(positions)) {

@@ -138,6 +138,15 @@ TensorView TensorAccess::view(PyObject* tensor, py::object& owner) const {
     return view;
 }
 
+TensorView TensorAccess::host_view(PyObject* tensor, py::object& owner) const {
+    TensorView found = view(tensor, owner);
+    if (found.device != TensorView::host) {
+        const std::string device = py::str(py::handle(tensor).attr("device"));
+        throw std::invalid_argument("it is on the device " + device + "; move it to the CPU");
+    }
+    return found;
+}
+
 TensorView TensorAccess::view_by_dlpack(PyObject* tensor) const {
     dlpack::Tensor raw{};
     if (api_->tensor_from_py_object_no_sync(tensor, &raw) != 0) refuse_with_python_error();

@@ -37,6 +37,8 @@ class TensorAccess {
     // std::invalid_argument with the reason for a tensor that has no such memory (another device, sparse,
     // meta, a wrapper, an unknown dtype).
     TensorView view(PyObject* tensor, py::object& owner) const;
+    // The same, for code that reads the memory itself: throws for a tensor that is not on the CPU.
+    TensorView host_view(PyObject* tensor, py::object& owner) const;
 
   private:
     TensorView view_by_dlpack(PyObject* tensor) const;

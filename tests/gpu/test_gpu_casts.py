@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
+from neuroscope_fast import _core
 from neuroscope_fast.environment import float8_rules
 from neuroscope_fast.kernels import reference
 from test_casts import assert_same, patterns
@@ -56,3 +59,13 @@ def test_int8_is_that_of_its_twin(device: torch.device, source: str, length: int
         assert torch.equal(codes, want_codes.cpu())
         assert scales is not None
         assert_same(scales, want_scales.cpu())
+
+
+@pytest.mark.parametrize(
+    "reads_on_the_host", [lambda x: _core.cast(x, "bfloat16"), lambda x: _core.head_reduce(x, 1, "sum")]
+)
+def test_what_reads_on_the_host_refuses_a_tensor_on_the_device(
+    cuda: torch.device, reads_on_the_host: Callable[[torch.Tensor], object]
+) -> None:
+    with pytest.raises(ValueError, match=r"it is on the device cuda:0; move it to the CPU"):
+        reads_on_the_host(torch.ones(1, 2, 3, 4, device=cuda))
