@@ -59,7 +59,7 @@ Engine::Engine(EngineOptions options, std::vector<Stream> streams, const Transfe
 }
 
 Engine::~Engine() {
-    if (forks.load(std::memory_order_relaxed) != fork_count_) {
+    if (forked()) {
         // The thread, and perhaps the producer mutex, are those of the parent at the moment of the fork. What
         // is left here may not be destroyed in order; the process is short-lived or never asked for this
         // engine.
@@ -89,8 +89,10 @@ std::size_t Engine::entry_bound(const Record& record) const {
     return header_entry_bound(escaped_id_bytes_[record.stream], record.shape->size());
 }
 
+bool Engine::forked() const { return forks.load(std::memory_order_relaxed) != fork_count_; }
+
 void Engine::check_process() const {
-    if (forks.load(std::memory_order_relaxed) != fork_count_) {
+    if (forked()) {
         throw EngineError("a capture cannot be used in a forked process: start the capture after the fork");
     }
 }
@@ -282,7 +284,7 @@ void Engine::take_back(std::uint64_t sequence) {
 
 void Engine::end_step() {
     if (!devices_used_.load(std::memory_order_relaxed)) return;
-    if (forks.load(std::memory_order_relaxed) != fork_count_) return;
+    if (forked()) return;
     const ProducerLock lock(*this);
     if (closed_ || broken_ || worker_->failed()) return;
     try {
@@ -316,8 +318,7 @@ void Engine::open_device(int device, const std::vector<std::pair<DType, DType>>&
 }
 
 void Engine::close() {
-    if (forks.load(std::memory_order_relaxed) != fork_count_)
-        return;  // the mutex may have been held at the fork
+    if (forked()) return;  // the mutex may have been held at the fork
     const ProducerLock lock(*this);
     if (!closed_) {
         closed_ = true;

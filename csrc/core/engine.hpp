@@ -130,6 +130,7 @@ class Engine {
     template <typename Action>
     void breaking(Action action);
     const std::string* intern_note(const std::string& note);
+    bool forked() const;
     void check_process() const;
     void check_usable() const;
 

@@ -9,6 +9,7 @@
 #include <string>
 #include <utility>
 
+#include "core/float_mode.hpp"
 #include "core/head_reduce_loops.hpp"
 
 namespace nsf {
@@ -255,7 +256,7 @@ const std::vector<float>& HeadReducer::row_scales() {
         rows *= static_cast<std::uint64_t>(shape_[axis]);
     }
     scales_.assign(static_cast<std::size_t>(rows), 0.0F);
-    const detail::DefaultFloatMode mode;
+    const DefaultFloatMode mode;
     alignas(64) std::array<float, chunk> results;
     const auto* const bytes = reinterpret_cast<const std::byte*>(results.data());
     for (std::size_t row = 0; row < scales_.size(); ++row) {
@@ -282,7 +283,7 @@ void HeadReducer::read(std::uint64_t begin, std::size_t count, std::byte* target
         }
         return;
     }
-    const detail::DefaultFloatMode mode;
+    const DefaultFloatMode mode;
     alignas(64) std::array<float, chunk> results;
     const auto* const bytes = reinterpret_cast<const std::byte*>(results.data());
     while (count > 0) {

@@ -12,10 +12,6 @@
 #include <cstring>
 #include <limits>
 
-#if defined(__x86_64__)
-#include <xmmintrin.h>
-#endif
-
 #define NSF_BODY __attribute__((always_inline)) static inline
 
 namespace nsf::detail {
@@ -158,20 +154,6 @@ NSF_HEAD_LOOPS(avx512, __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl
 #endif
 
 }  // namespace
-
-#if defined(__x86_64__)
-DefaultFloatMode::DefaultFloatMode() noexcept : saved_(_mm_getcsr()) { _mm_setcsr(0x1f80); }
-DefaultFloatMode::~DefaultFloatMode() { _mm_setcsr(static_cast<unsigned>(saved_)); }
-#elif defined(__aarch64__)
-DefaultFloatMode::DefaultFloatMode() noexcept {
-    __asm__ volatile("mrs %0, fpcr" : "=r"(saved_) : : "memory");
-    __asm__ volatile("msr fpcr, %0" : : "r"(std::uint64_t{0}) : "memory");
-}
-DefaultFloatMode::~DefaultFloatMode() { __asm__ volatile("msr fpcr, %0" : : "r"(saved_) : "memory"); }
-#else
-DefaultFloatMode::DefaultFloatMode() noexcept = default;
-DefaultFloatMode::~DefaultFloatMode() = default;
-#endif
 
 const HeadLoops& head_loops(CpuLevel level) noexcept {
     switch (level) {

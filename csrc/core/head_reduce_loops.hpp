@@ -32,19 +32,6 @@ struct HeadLoops {
 
 inline constexpr std::size_t entropy_lanes = 16;
 
-/// While it lives, the calling thread rounds to nearest, keeps subnormals and traps nothing. What depends on
-/// it must be called through a pointer, or the compiler may move arithmetic out of its reach.
-class DefaultFloatMode {
-  public:
-    DefaultFloatMode() noexcept;
-    ~DefaultFloatMode();
-    DefaultFloatMode(const DefaultFloatMode&) = delete;
-    DefaultFloatMode& operator=(const DefaultFloatMode&) = delete;
-
-  private:
-    std::uint64_t saved_ = 0;
-};
-
 const HeadLoops& head_loops(CpuLevel level) noexcept;
 
 }  // namespace nsf::detail

@@ -114,16 +114,21 @@ void DeviceSource::load(KernelRequest request) {
     }
 }
 
+void DeviceSource::set_cast(DType from, DType to, CastRules rules) {
+    from_ = from;
+    to_ = to;
+    rules_ = rules;
+    quantizes_ = to == DType::i8 && is_floating(from);
+    first_aligned_ = true;
+}
+
 void DeviceSource::begin(const TensorView& view, const Selection* selection, DType target, CastRules rules) {
     const CurrentContext current(driver_, context_);
     deferred_.clear();
     next_ = 0;
     next_scale_ = 0;
     stream_ = view.stream;
-    from_ = view.dtype;
-    to_ = target;
-    rules_ = rules;
-    quantizes_ = target == DType::i8 && is_floating(view.dtype);
+    set_cast(view.dtype, target, rules);
     if (!quantizes_ && !has_cast(from_, to_)) {
         throw std::invalid_argument("no cast from " + std::string(name(from_)) + " to " +
                                     std::string(name(to_)));
@@ -138,7 +143,6 @@ void DeviceSource::begin(const TensorView& view, const Selection* selection, DTy
     // Now, while it can be refused: later there is half a record.
     const bool copied = from_ == to_ && gather_->contiguous();
     const bool empty = quantizes_ ? gather_->rows() == 0 : gather_->elements() == 0;
-    first_aligned_ = true;
     if (empty || copied) return;
     const KernelRequest wanted = request(gather_->part(0));
     load(wanted);
@@ -147,11 +151,7 @@ void DeviceSource::begin(const TensorView& view, const Selection* selection, DTy
 
 void DeviceSource::prepare(DType from, DType to, CastRules rules) {
     const CurrentContext current(driver_, context_);
-    from_ = from;
-    to_ = to;
-    rules_ = rules;
-    first_aligned_ = true;
-    quantizes_ = to == DType::i8 && is_floating(from);
+    set_cast(from, to, rules);
     GatherPart part;
     part.length = prepared_length;
     if (quantizes_ || (from != to && has_cast(from, to))) load(request(part));

@@ -61,6 +61,7 @@ class DeviceSource final : public RecordSource {
     void launch_quantize(const GatherPart& part, Address codes, std::uint64_t first, std::uint64_t count,
                          Address scales, std::uint64_t first_row, std::uint64_t rows);
     KernelRequest request(const GatherPart& part) const;
+    void set_cast(DType from, DType to, CastRules rules);
     void load(KernelRequest request);
     Address table_address(const GatherPart& part) const {
         return table_ + part.table_offset * sizeof(std::int64_t);

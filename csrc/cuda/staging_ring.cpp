@@ -44,13 +44,16 @@ Address StagingRing::place(Block& host, std::size_t begin, std::size_t bytes, St
     return block.memory + begin;
 }
 
+std::vector<StagingRing::StagingBlock*>::iterator StagingRing::mirror_of(const Block& host) {
+    return std::find_if(bound_.begin(), bound_.end(),
+                        [&](const StagingBlock* each) { return each->host == &host; });
+}
+
 StagingRing::StagingBlock& StagingRing::bind(Block& host) {
-    const auto mirror = std::find_if(bound_.rbegin(), bound_.rend(),
-                                     [&](const StagingBlock* each) { return each->host == &host; });
-    if (mirror != bound_.rend()) {
-        StagingBlock* found = *mirror;
-        if (found != bound_.back()) std::rotate(mirror.base() - 1, mirror.base(), bound_.end());
-        return *found;
+    const auto mirror = mirror_of(host);
+    if (mirror != bound_.end()) {
+        std::rotate(mirror, mirror + 1, bound_.end());
+        return *bound_.back();
     }
     if (free_.empty()) copy(*bound_.front()->host);
     StagingBlock& block = *free_.front();
@@ -100,14 +103,8 @@ void StagingRing::finish(const std::vector<StagingBlock*>& copied) {
     }
 }
 
-bool StagingRing::holds(const Block& host) const {
-    return std::any_of(bound_.begin(), bound_.end(),
-                       [&](const StagingBlock* each) { return each->host == &host; });
-}
-
 void StagingRing::copy(Block& host) {
-    const auto mirror = std::find_if(bound_.begin(), bound_.end(),
-                                     [&](const StagingBlock* each) { return each->host == &host; });
+    const auto mirror = mirror_of(host);
     if (mirror == bound_.end()) return;
     StagingBlock& block = **mirror;
     if (!block.written.empty()) {

@@ -34,7 +34,7 @@ class StagingRing {
     // host.data + begin.
     Address place(Block& host, std::size_t begin, std::size_t bytes, Stream stream);
 
-    bool holds(const Block& host) const;
+    bool holds(const Block& host) { return mirror_of(host) != bound_.end(); }
     // Starts the copy of everything that has been written for this host block, and lets go of it.
     void copy(Block& host);
     // Starts the copies of everything that has been written: one batch.
@@ -61,6 +61,8 @@ class StagingRing {
         std::vector<Stream> admitted;  // streams that were ordered behind free_after since the last batch
     };
 
+    // In bound_; its end where nothing mirrors this host block.
+    std::vector<StagingBlock*>::iterator mirror_of(const Block& host);
     StagingBlock& bind(Block& host);
     void admit(StagingBlock& block, Stream stream);
     void copy_ranges(StagingBlock& block);

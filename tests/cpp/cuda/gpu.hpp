@@ -4,11 +4,13 @@
 #include <gtest/gtest.h>
 
 #include <array>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <memory>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -17,6 +19,14 @@
 #include "stub_driver/stub_control.hpp"
 
 namespace nsf::testing_support {
+
+// Lets everything go that the test holds, after a while: for tests that wait for it in the meantime.
+inline std::jthread release_after(std::chrono::milliseconds pause) {
+    return std::jthread([pause] {
+        std::this_thread::sleep_for(pause);
+        stub::release();
+    });
+}
 
 class Gpu {
   public:

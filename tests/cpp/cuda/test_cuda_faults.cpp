@@ -148,10 +148,7 @@ TEST(CudaFaults, CloseWaitsForWhatIsUnderWay) {
     for (int i = 0; i < 5; ++i) capture.submit(capture.tensor(DType::f32, {900}), stream, DType::bf16);
     stub::hold(stub::Kind::all);
     capture.submit(capture.tensor(DType::f32, {900}), stream, DType::bf16);
-    const std::jthread later([] {
-        std::this_thread::sleep_for(std::chrono::milliseconds(50));
-        stub::release();
-    });
+    const std::jthread later = release_after(std::chrono::milliseconds(50));
     capture.close_and_compare();
 }
 

@@ -96,10 +96,7 @@ TEST(Ordering, CloseForCopy) {
         // The block cannot be handed over: its next copy, at close, fails when it is asked for.
         capture.submit(capture.tensor(DType::f32, {100}), stream);
         stub::fail_call(1, 1, "cuMemcpyDtoHAsync_v2");
-        std::jthread later([] {
-            std::this_thread::sleep_for(std::chrono::milliseconds(50));
-            stub::release();
-        });
+        const std::jthread later = release_after(std::chrono::milliseconds(50));
         EXPECT_NE(error_of([&] { capture.engine->close(); }), "");
     }
     // The stub tells of memory that was given back under an operation.
@@ -115,10 +112,7 @@ TEST(Ordering, CloseForCompute) {
         stub::hold(Kind::kernel);
         capture.submit(capture.tensor(DType::f32, {100}), stream, DType::bf16);
         stub::fail_call(1, 1, "cuEventRecord");
-        std::jthread later([] {
-            std::this_thread::sleep_for(std::chrono::milliseconds(50));
-            stub::release();
-        });
+        const std::jthread later = release_after(std::chrono::milliseconds(50));
         EXPECT_NE(error_of([&] { capture.engine->close(); }), "");
     }
 }
@@ -132,10 +126,7 @@ TEST(Ordering, ProducerForTable) {
     const OwnedTensor tensor = capture.tensor(DType::u8, {1000, 1});
     const TensorView view = gpu.put(tensor, stream);
     gpu.synchronize(stream);
-    std::jthread later([] {
-        std::this_thread::sleep_for(std::chrono::milliseconds(100));
-        stub::release();
-    });
+    const std::jthread later = release_after(std::chrono::milliseconds(100));
     stub::hold(Kind::kernel);
     for (int i = 0; i < 6; ++i) {
         Selection selection;
@@ -173,10 +164,7 @@ TEST(Ordering, ATableIsKeptForEveryPieceOfARecord) {
     submit();
     submit();
     stub::wait_until_executed(Kind::dtoh, 1);
-    const std::jthread later([] {
-        std::this_thread::sleep_for(std::chrono::milliseconds(200));
-        stub::release();
-    });
+    const std::jthread later = release_after(std::chrono::milliseconds(200));
     for (int i = 0; i < 4; ++i) submit();
     capture.close_and_compare();
 }
@@ -188,10 +176,7 @@ TEST(Ordering, ProducerForTicket) {
     const cuda::Stream stream = gpu.new_stream();
     capture.engine->open_device(0, {});
     stub::hold(Kind::dtoh);
-    std::jthread later([] {
-        std::this_thread::sleep_for(std::chrono::milliseconds(200));
-        stub::release();
-    });
+    const std::jthread later = release_after(std::chrono::milliseconds(200));
     for (std::size_t i = 0; i < cuda::CopyStream::slots + 40; ++i) {
         capture.submit(capture.tensor(DType::f32, {16}), stream);
         capture.engine->end_step();
