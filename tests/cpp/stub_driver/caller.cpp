@@ -73,6 +73,7 @@ Stream* Caller::stream(CUstream handle) {
 std::shared_ptr<Completion> Caller::enqueue(Stream& stream, std::unique_ptr<Operation> operation) {
     if (stream.legacy ? state.legacy_capturing : stream.capturing) {
         ++state.counters.captured;
+        state.captured.push_back(std::move(operation));
         return nullptr;
     }
     // The legacy default stream waits for every blocking stream, and they for it.

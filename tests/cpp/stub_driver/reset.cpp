@@ -75,6 +75,8 @@ std::vector<std::string> reset() {
         context.memory.clear();
     }
     state.events.clear();
+    state.captured.clear();
+    state.graphs.clear();
     state.modules.clear();
     state.functions.clear();
     state.registrations.clear();

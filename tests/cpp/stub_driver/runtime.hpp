@@ -64,6 +64,11 @@ struct Function {
     unsigned shared_limit = 48 * 1024;
 };
 
+struct Graph {
+    std::vector<std::unique_ptr<Operation>> operations;
+    std::shared_ptr<Completion> last;  // of the last launch: a graph runs once at a time, on whatever streams
+};
+
 // A failure that a test asked for, at the n-th event from now.
 struct PlannedFailure {
     std::uint64_t left;
@@ -122,6 +127,9 @@ struct Runtime {
     std::chrono::milliseconds patience{0};
     std::uint64_t credits = 0;
     std::list<std::shared_ptr<Completion>> awaited;  // by host threads
+
+    std::vector<std::unique_ptr<Operation>> captured;  // that no graph has taken yet
+    std::vector<Graph> graphs;                         // by number
 
     std::list<PlannedFailure> call_failures;
     std::list<PlannedFailure> operation_failures;

@@ -67,6 +67,8 @@ struct Operation {
     bool passed_hold = false;
     std::optional<std::chrono::steady_clock::time_point> not_before;
 
+    // Another one that does the same.
+    std::unique_ptr<Operation> copy() const;
     bool may_start() const;
     // Whether it reads or writes a byte of the range, as far as the stub can tell.
     bool uses(std::uint64_t begin, std::size_t size) const;

@@ -61,6 +61,10 @@ NSF_STUB_API void set_memory(std::size_t free, std::size_t total);  // of each d
 NSF_STUB_API void set_lockable_bytes(std::size_t bytes);            // cuMemHostRegister beyond it returns 2
 NSF_STUB_API void set_attribute(int attribute, int value);          // of every device
 NSF_STUB_API void set_capturing(const void* stream, bool capturing);
+// What has gone into captures since the last call, as a graph: its number.
+NSF_STUB_API std::size_t take_graph();
+// Does it on the stream, whose context must be current, in the order in which it was captured. Returns the driver's code.
+NSF_STUB_API int launch_graph(std::size_t graph, void* stream);
 // Some other thread captures in global mode: event queries and synchronisations of threads that are in that mode too
 // return 900, as they would break the capture.
 NSF_STUB_API void set_global_capture(bool capturing);
