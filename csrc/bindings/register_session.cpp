@@ -166,9 +166,9 @@ py::list devices(const Session& session) {
         list.append(py::dict("device"_a = "cuda:" + std::to_string(each.device), "name"_a = each.name,
                              "driver"_a = each.driver, "staging_bytes"_a = each.staging_bytes,
                              "peak_staging_bytes"_a = each.peak_staging_bytes,
-                             "dtoh_bytes"_a = each.dtoh_bytes, "dtoh_copies"_a = each.dtoh_copies,
-                             "dtoh_seconds"_a = each.dtoh_seconds, "host_waits"_a = each.host_waits,
-                             "device_waits"_a = each.device_waits));
+                             "peak_slot_bytes"_a = each.peak_slot_bytes, "dtoh_bytes"_a = each.dtoh_bytes,
+                             "dtoh_copies"_a = each.dtoh_copies, "dtoh_seconds"_a = each.dtoh_seconds,
+                             "host_waits"_a = each.host_waits, "device_waits"_a = each.device_waits));
     }
     return list;
 }
@@ -220,15 +220,15 @@ void register_session(py::module_& module) {
                bool is_input, bool in_encoder, bool is_logits, const std::string& field,
                const std::string& description, const py::list& rules) {
                 if (index >= session->fired.size()) throw std::invalid_argument("no such tap");
-                Tap tap{session,    hooked.ptr(), index,       is_input, is_logits,
-                        in_encoder, field,        description, {}};
+                auto place =
+                    std::make_shared<TapPlace>(TapPlace{index, is_logits, in_encoder, description, {}});
                 for (const py::handle rule : rules) {
                     const auto parts = rule.cast<py::tuple>();
-                    tap.rules.push_back(make_rule(
+                    place->rules.push_back(make_rule(
                         *session, parts[0].cast<std::uint32_t>(), parts[1].cast<std::optional<std::string>>(),
                         parts[2], parts[3].cast<std::string>(), parts[4].cast<std::uint32_t>()));
                 }
-                return make_tap(std::move(tap));
+                return make_tap({session, hooked.ptr(), is_input, field, std::move(place)});
             },
             "index"_a, "module"_a, "is_input"_a, "in_encoder"_a, "is_logits"_a, "field"_a, "description"_a,
             "rules"_a)

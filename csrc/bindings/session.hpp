@@ -2,21 +2,56 @@
 // tensors.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <memory>
-#include <optional>
+#include <mutex>
 #include <string>
+#include <thread>
+#include <utility>
 #include <vector>
 
 #include "bindings/python_kernels.hpp"
 #include "bindings/tensor_access.hpp"
 #include "core/engine.hpp"
-#include "core/positions.hpp"
+#include "core/graph_recording.hpp"
 #include "core/step_clock.hpp"
+#include "core/tap_rule.hpp"
 #include "cuda/cuda_transfer.hpp"
 
 namespace nsf {
+
+// The CUDA graphs that are being captured now, by the thread that does it.
+class GraphsInCapture {
+  public:
+    void begin(GraphRecording& recording) {
+        const std::lock_guard lock(mutex_);
+        graphs_.emplace_back(std::this_thread::get_id(), &recording);
+        count_.store(graphs_.size(), std::memory_order_relaxed);
+    }
+    // From any thread; does nothing where it had not begun.
+    void end(const GraphRecording& recording) {
+        const std::lock_guard lock(mutex_);
+        std::erase_if(graphs_, [&](const auto& each) { return each.second == &recording; });
+        count_.store(graphs_.size(), std::memory_order_relaxed);
+    }
+    // That the calling thread captures; null for none.
+    GraphRecording* here() {
+        // relaxed: a thread sees what it has begun itself.
+        if (count_.load(std::memory_order_relaxed) == 0) return nullptr;
+        const std::lock_guard lock(mutex_);
+        const auto found = std::find_if(graphs_.rbegin(), graphs_.rend(), [](const auto& each) {
+            return each.first == std::this_thread::get_id();
+        });
+        return found == graphs_.rend() ? nullptr : found->second;
+    }
+
+  private:
+    std::mutex mutex_;
+    std::vector<std::pair<std::thread::id, GraphRecording*>> graphs_;
+    std::atomic<std::size_t> count_{0};
+};
 
 struct Session {
     Session(EngineOptions options, std::vector<Stream> streams, std::size_t taps, TensorAccessMethod method,
@@ -42,50 +77,16 @@ struct Session {
     py::object graph_task;  // torch._C._current_graph_task_id, or None where this torch has no such thing
     std::atomic<bool> closed{false};  // a tap that is still called, by a forward that goes on, does nothing
     std::vector<std::atomic<std::uint64_t>> fired;  // by tap: the calls of its module
-};
-
-// One stream that a tap feeds: when, what of the tensor, and as what.
-struct TapRule {
-    enum class Phase : std::uint8_t { both, prefill, decode };
-
-    std::uint32_t stream = 0;
-    std::optional<DType> dtype;  // of float tensors; integers, bool and complex are stored as they are
-    PositionSpec positions;
-    Phase phase = Phase::both;
-    std::uint32_t every = 1;
-
-    // Throws std::invalid_argument where the answer depends on what is not known of the pass.
-    bool wants(const StepFacts& facts, std::uint32_t step) const {
-        const bool by_number =
-            positions.kind == PositionSpec::Kind::list || positions.kind == PositionSpec::Kind::slice;
-        if (!facts.known() && (phase != Phase::both || by_number)) {
-            throw std::invalid_argument(
-                "nothing is known of this forward pass (no token ids among its inputs), so its phase and "
-                "positions "
-                "cannot be told; run the model itself, or capture both phases and all positions");
-        }
-        if (phase == Phase::prefill && facts.decode) return false;
-        if (phase == Phase::decode && !facts.decode) return false;
-        return step % every == 0;
-    }
-    // Whether a pass like this one is wanted under another number.
-    bool wants_other_steps(const StepFacts& facts) const {
-        return every > 1 && !(phase == Phase::prefill && facts.decode) &&
-               !(phase == Phase::decode && !facts.decode);
-    }
+    GraphsInCapture graphs;
 };
 
 // The native callable on one side of one module.
 struct Tap {
     std::shared_ptr<Session> session;
     PyObject* module = nullptr;  // that it was made for, never followed: a copy of the model is not captured
-    std::size_t index = 0;       // in the clock's call counters
     bool is_input = false;       // a forward pre-hook (with kwargs) rather than a forward hook
-    bool is_logits = false;      // may hold the last positions of a pass only
-    bool in_encoder = false;     // of an encoder-decoder model: another sequence than the root's
     std::string field;           // take this field of the output; empty: its first tensor
-    std::string description;     // "hook 'a' on layer 'b'", for errors
-    std::vector<TapRule> rules;
+    std::shared_ptr<const TapPlace> place;  // shared with the recordings of CUDA graphs
 };
 
 // A Python callable for register_forward_hook, or for register_forward_pre_hook(…, with_kwargs=True). It

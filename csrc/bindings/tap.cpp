@@ -64,30 +64,40 @@ py::object find_activation(const Tap& tap, PyObject* const* arguments, Py_ssize_
         PyObject* kwargs = count > 2 && PyDict_Check(arguments[2]) ? arguments[2] : nullptr;
         PyObject* found = input_tensor(access, arguments[1], kwargs);
         if (found != nullptr) return py::reinterpret_borrow<py::object>(found);
-        throw EngineError(tap.description + ": the module was called without a tensor among its inputs");
+        throw EngineError(tap.place->description +
+                          ": the module was called without a tensor among its inputs");
     }
     PyObject* output = arguments[count - 1];
     if (!tap.field.empty()) {
         py::object found = field_tensor(access, output, tap.field);
         if (access.is_tensor(found.ptr())) return found;
-        throw EngineError(tap.description + ": the output (" + type_name(output) +
+        throw EngineError(tap.place->description + ": the output (" + type_name(output) +
                           ") has no tensor called '" + tap.field + "'");
     }
     PyObject* found = access.first_tensor(output);
     if (found != nullptr) return py::reinterpret_borrow<py::object>(found);
-    throw EngineError(tap.description + ": there is no tensor in the module's output, which is a " +
+    throw EngineError(tap.place->description + ": there is no tensor in the module's output, which is a " +
                       type_name(output));
 }
 
 void store(const Tap& tap, const Step& step, const StepFacts& facts, const TensorView& view) {
     Engine& engine = tap.session->engine;
-    for (const TapRule& rule : tap.rules) {
+    for (const TapRule& rule : tap.place->rules) {
         if (!rule.wants(facts, step.number)) continue;
-        const Kept kept = keep_positions(rule.positions, facts, view, tap.is_logits);
+        const Kept kept = keep_positions(rule.positions, facts, view, tap.place->is_logits);
         if (kept.nothing) continue;
-        const Origin origin{rule.stream, step.prompt, step.number, step.calls[tap.index] - 1};
-        engine.submit(origin, kept, rule.dtype && is_floating(view.dtype) ? *rule.dtype : view.dtype);
+        const Origin origin{rule.stream, step.prompt, step.number, step.calls[tap.place->index] - 1};
+        engine.submit(origin, kept, rule.stored_as(view.dtype));
     }
+}
+
+// The module computes nothing now: the graph that is being captured gets what will.
+void record(const Tap& tap, GraphRecording& graph, PyObject* const* arguments, Py_ssize_t count) {
+    const py::object activation = find_activation(tap, arguments, count);
+    py::object owner;
+    const TensorView view = tap.session->access.view(activation.ptr(), owner);
+    const ReleasedGil released;
+    graph.add(tap.place, view);
 }
 
 void run_tap(const Tap& tap, PyObject* const* arguments, Py_ssize_t count) {
@@ -95,15 +105,20 @@ void run_tap(const Tap& tap, PyObject* const* arguments, Py_ssize_t count) {
     Session& session = *tap.session;
     if (arguments[0] != tap.module) return;
     if (!session.clock.in_pass() && session.in_backward()) return;
-    session.fired[tap.index].fetch_add(1, std::memory_order_relaxed);
-    const Step& step = session.clock.fire(tap.index);
-    const StepFacts& facts = tap.in_encoder ? step.encoder_facts : step.facts;
+    const TapPlace& place = *tap.place;
     std::uint64_t bytes = 0;
     const char* type = nullptr;
     try {
+        if (GraphRecording* graph = session.graphs.here()) {
+            record(tap, *graph, arguments, count);
+            return;
+        }
+        session.fired[place.index].fetch_add(1, std::memory_order_relaxed);
+        const Step& step = session.clock.fire(place.index);
+        const StepFacts& facts = place.facts_of(step);
         bool wanted = false;
         bool wanted_later = false;
-        for (const TapRule& rule : tap.rules) {
+        for (const TapRule& rule : place.rules) {
             wanted = wanted || rule.wants(facts, step.number);
             wanted_later = wanted_later || rule.wants_other_steps(facts);
         }
@@ -127,7 +142,7 @@ void run_tap(const Tap& tap, PyObject* const* arguments, Py_ssize_t count) {
     } catch (const std::invalid_argument& error) {
         const std::string what =
             type == nullptr ? "the activation" : std::string("the tensor (") + type + ")";
-        throw EngineError(tap.description + ": " + what + " cannot be captured: " + error.what());
+        throw EngineError(place.description + ": " + what + " cannot be captured: " + error.what());
     }
     session.engine.count_tap(Clock::now() - start, bytes);
 }

@@ -1,8 +1,8 @@
 // What the engine asks of memory that the host cannot read. csrc/cuda answers; core knows no device.
 //
 // Contract
-//   A DeviceTransfer belongs to one engine. open(), prepare(), source(), refuse_graph(), settle(), flush() and close() are
-//   called under the engine's producer mutex; wait() by the writer thread, at any time; the counters by anyone.
+//   A DeviceTransfer belongs to one engine. wait() is called by the writer thread, at any time, the counters by anyone,
+//   and everything else under the engine's producer mutex.
 //   Bytes on their way from a device reach a block of the ring some time after the call that sent them. Until
 //   settle(block) they may not even be under way; after it, block.pending names every copy that must be waited
 //   for before the block is read.
@@ -28,11 +28,19 @@ struct DeviceStats {
     std::string driver;
     std::uint64_t staging_bytes = 0;
     std::uint64_t peak_staging_bytes = 0;
+    std::uint64_t peak_slot_bytes = 0;  // of CUDA graphs
     std::uint64_t dtoh_bytes = 0;
     std::uint64_t dtoh_copies = 0;
     double dtoh_seconds = 0;  // that the copy engine was at work, from timing events on the copy stream
     std::uint64_t host_waits = 0;
     std::uint64_t device_waits = 0;  // times that a compute stream was made to wait for the copy stream
+};
+
+// Memory of one device that a CUDA graph writes captured tensors into, at every replay at the same addresses. It may
+// outlive the engine, and must live as long as the graph may be replayed.
+class GraphSlots {
+  public:
+    virtual ~GraphSlots() = default;
 };
 
 class DeviceTransfer {
@@ -49,8 +57,17 @@ class DeviceTransfer {
     virtual RecordSource& source(const TensorView& view, const Selection* selection, DType target,
                                  CastRules rules) = 0;
 
-    // Throws std::invalid_argument where the tensor's stream is being captured into a graph.
-    virtual void refuse_graph(const TensorView& view) = 0;
+    // Whether what is started on the tensor's stream now goes into a CUDA graph, and is not done yet.
+    virtual bool in_graph(const TensorView& view) = 0;
+    virtual std::unique_ptr<GraphSlots> make_slots(int device) = 0;
+    // Makes the graph that is being captured on the tensor's stream write the tensor as `target` into a slot of its own,
+    // and returns what stands there after a replay. Throws as source() does.
+    virtual TensorView put_into_slot(GraphSlots& slots, const TensorView& view, DType target,
+                                     CastRules rules) = 0;
+    // The graph is about to be replayed on this stream: it must not write the slots before they have been read.
+    virtual void before_replay(GraphSlots& slots, void* stream) = 0;
+    // Everything of this replay that shall be stored has been given to source().
+    virtual void after_replay(GraphSlots& slots, void* stream) = 0;
 
     // Starts every copy into this block that has not been started; the block is about to go to the writer.
     virtual void settle(Block& block) = 0;

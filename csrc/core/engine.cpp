@@ -28,6 +28,13 @@ std::unique_ptr<Sink> make_sink(const EngineOptions& options, const std::vector<
     return std::make_unique<DiskSink>(options.folder, options.direct_io, streams);
 }
 
+[[noreturn]] void refuse_captured() {
+    throw std::invalid_argument(
+        "its stream is being captured into a CUDA graph by other means than torch.cuda.CUDAGraph, and "
+        "replays would "
+        "run past the capture; capture the graph with torch, or run without it");
+}
+
 }  // namespace
 
 // Python code may run under the mutex (a kernel is compiled), and with it a signal handler or a finalizer that comes
@@ -205,23 +212,33 @@ void Engine::breaking(Action action) {
     throw *broken_;
 }
 
-void Engine::submit(const Origin& origin, const Kept& kept, DType target) {
+// Under the producer mutex.
+DeviceTransfer& Engine::usable_transfer() {
+    check_usable();
+    if (!transfer_) throw EngineError("this engine takes the host's tensors only");
+    return *transfer_;
+}
+
+void Engine::submit(const Origin& origin, const Kept& kept, DType target, DType computed) {
     check_process();  // the mutex may have been held at the fork
     const ProducerLock lock(*this);
     check_usable();
     const Selection* selection = kept.selection ? &*kept.selection : nullptr;
     if (kept.view.device == TensorView::host) {
         HostSource source(kept.view, selection, target, options_.cast_rules);
-        store(origin, kept, target, source);
+        store(origin, kept, target, computed, source);
         return;
     }
     if (!transfer_)
         throw std::invalid_argument("it is on a device, and this engine takes the host's tensors only");
+    if (transfer_->in_graph(kept.view)) refuse_captured();
     devices_used_.store(true, std::memory_order_relaxed);
-    store(origin, kept, target, transfer_->source(kept.view, selection, target, options_.cast_rules));
+    store(origin, kept, target, computed,
+          transfer_->source(kept.view, selection, target, options_.cast_rules));
 }
 
-void Engine::store(const Origin& origin, const Kept& kept, DType target, RecordSource& source) {
+void Engine::store(const Origin& origin, const Kept& kept, DType target, DType computed,
+                   RecordSource& source) {
     Record record;
     record.sequence = sequence_;
     record.stream = origin.stream;
@@ -231,7 +248,7 @@ void Engine::store(const Origin& origin, const Kept& kept, DType target, RecordS
     record.shape = &*shapes_.insert(kept.shape).first;
     record.note = intern_note(kept.note);
     record.dtype = target;
-    record.source = kept.view.dtype;
+    record.source = computed;
     record.bytes = source.elements() * item_size(target);
 
     Record scale = record;
@@ -295,22 +312,50 @@ void Engine::end_step() {
 }
 
 void Engine::refuse_graph(const TensorView& view) {
-    if (view.device == TensorView::host || !transfer_) return;
+    if (in_graph(view)) refuse_captured();
+}
+
+bool Engine::in_graph(const TensorView& view) {
+    if (view.device == TensorView::host) return false;
     check_process();
     const ProducerLock lock(*this);
-    check_usable();
-    transfer_->refuse_graph(view);
+    return usable_transfer().in_graph(view);
+}
+
+std::unique_ptr<GraphSlots> Engine::make_slots(int device) {
+    check_process();
+    const ProducerLock lock(*this);
+    return usable_transfer().make_slots(device);
+}
+
+TensorView Engine::put_into_slot(GraphSlots& slots, const TensorView& view, DType target) {
+    check_process();
+    const ProducerLock lock(*this);
+    return usable_transfer().put_into_slot(slots, view, target, options_.cast_rules);
+}
+
+void Engine::before_replay(GraphSlots& slots, void* stream) {
+    check_process();
+    const ProducerLock lock(*this);
+    usable_transfer().before_replay(slots, stream);
+}
+
+void Engine::after_replay(GraphSlots& slots, void* stream) {
+    check_process();
+    const ProducerLock lock(*this);
+    DeviceTransfer& transfer = usable_transfer();
+    // What is not started now would read the next replay's values.
+    breaking([&] { transfer.after_replay(slots, stream); });
 }
 
 void Engine::open_device(int device, const std::vector<std::pair<DType, DType>>& casts) {
     check_process();
     const ProducerLock lock(*this);
-    check_usable();
-    if (!transfer_) throw EngineError("this engine takes the host's tensors only");
-    transfer_->open(device);
+    DeviceTransfer& transfer = usable_transfer();
+    transfer.open(device);
     for (const auto& [from, to] : casts) {
         try {
-            transfer_->prepare(device, from, to, options_.cast_rules);
+            transfer.prepare(device, from, to, options_.cast_rules);
         } catch (const EngineError&) {
             // Perhaps no tensor needs it; the tap of one that does says the same.
         }

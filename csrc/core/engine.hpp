@@ -73,7 +73,11 @@ class Engine {
     Engine& operator=(const Engine&) = delete;
 
     // Stores what `kept` names as a record of dtype `target` (see ElementReader for the casts there are).
-    void submit(const Origin& origin, const Kept& kept, DType target);
+    void submit(const Origin& origin, const Kept& kept, DType target) {
+        submit(origin, kept, target, kept.view.dtype);
+    }
+    // The same, of a tensor that the model computed as `computed` and that has been cast since.
+    void submit(const Origin& origin, const Kept& kept, DType target, DType computed);
     // A forward pass has ended: what it left on devices is brought to the host in one batch for each of them.
     // Errors are kept for the next submit() or close(), so that they do not come out of the model's own call.
     void end_step();
@@ -82,14 +86,22 @@ class Engine {
     // Makes a device ready before the first tensor comes, and its kernels for tensors of these dtypes.
     void open_device(int device, const std::vector<std::pair<DType, DType>>& casts);
 
+    // Throws std::invalid_argument where in_graph(view), as submit() does.
+    void refuse_graph(const TensorView& view);
+
+    // For GraphRecording; see DeviceTransfer.
+    bool in_graph(const TensorView& view);
+    std::unique_ptr<GraphSlots> make_slots(int device);
+    TensorView put_into_slot(GraphSlots& slots, const TensorView& view, DType target);
+    void before_replay(GraphSlots& slots, void* stream);
+    void after_replay(GraphSlots& slots, void* stream);
+
     void count_tap(std::chrono::nanoseconds spent, std::uint64_t bytes);
 
     const EngineOptions& options() const { return options_; }
     const std::vector<Stream>& streams() const { return streams_; }
     std::vector<Record> records() const { return worker_->log().snapshot(); }
     std::vector<DroppedRecord> dropped() const;
-    // Throws EngineError where a stream on which the tensor is computed is being captured into a CUDA graph.
-    void refuse_graph(const TensorView& view);
     Stats stats() const;
     std::vector<DeviceStats> device_stats() const;
     std::vector<std::string> warnings() const;
@@ -124,7 +136,8 @@ class Engine {
     Block& acquire_block(Lane& lane, const Record& record, const Placement& placement, RecordSource& source);
     void hand_over(Lane& lane);
     void hand_over_all();
-    void store(const Origin& origin, const Kept& kept, DType target, RecordSource& source);
+    void store(const Origin& origin, const Kept& kept, DType target, DType computed, RecordSource& source);
+    DeviceTransfer& usable_transfer();
     void write_record(Record record, RecordSource& source);
     void take_back(std::uint64_t sequence);
     template <typename Action>

@@ -19,6 +19,7 @@ struct TensorView {
     Shape strides;
     int device = host;       // the device's number, or host
     void* stream = nullptr;  // on a device: the stream on which the tensor is computed
+    bool stays = false;      // on a device: a slot of a CUDA graph, which only its next replay writes again
 
     static constexpr int host = -1;
 

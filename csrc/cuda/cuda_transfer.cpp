@@ -1,6 +1,7 @@
 #include "cuda/cuda_transfer.hpp"
 
 #include <algorithm>
+#include <stdexcept>
 
 #include "core/error.hpp"
 #include "cuda/waits.hpp"
@@ -24,19 +25,6 @@ std::string device_name(const Driver& driver, int number) {
 }
 
 }  // namespace
-
-PrimaryContext::PrimaryContext(const Driver& driver, int device) : driver_(driver) {
-    int count = 0;
-    driver.check(driver.device_get_count(&count), "count the devices");
-    if (device >= count) {
-        throw EngineError("there is no CUDA device " + std::to_string(device) + " here: the driver shows " +
-                          std::to_string(count));
-    }
-    driver.check(driver.device_get(&handle_, device), "find the device");
-    driver.check(driver.primary_context_retain(&context_, handle_), "take hold of the device's context");
-}
-
-PrimaryContext::~PrimaryContext() { static_cast<void>(driver_.primary_context_release(handle_)); }
 
 DeviceMemory::DeviceMemory(const Driver& driver, std::size_t block_bytes, std::size_t blocks, double share)
     : driver_(driver) {
@@ -70,7 +58,8 @@ CudaTransfer::Device::Device(const Driver& driver, int ordinal, Context its_cont
       name(device_name(driver, ordinal)),
       copies(driver),
       memory(driver, block_bytes, blocks, share),
-      staging(static_cast<std::uint32_t>(ordinal), copies, memory.address(), block_bytes, memory.blocks()),
+      staging(driver, static_cast<std::uint32_t>(ordinal), copies, memory.address(), block_bytes,
+              memory.blocks()),
       tables(driver, copies, staging),
       kernels(driver, its_context, maker, ordinal),
       source(driver, its_context, kernels, staging, tables) {}
@@ -89,6 +78,7 @@ CudaTransfer::Device& CudaTransfer::opened(int number) {
     const std::size_t blocks = std::max<std::size_t>(1, options_.staging_bytes / ring_.block_bytes());
     auto device = std::make_unique<Device>(*driver_, number, context, ring_.block_bytes(), blocks,
                                            options_.staging_share, maker_);
+    device->slots->limit = options_.staging_bytes;
     if (!pinned_) {  // last: it takes as much as can be had
         pinned_ = std::make_unique<PinnedRing>(*driver_, ring_);
         pinned_by_ = number;
@@ -116,8 +106,50 @@ RecordSource& CudaTransfer::source(const TensorView& view, const Selection* sele
     return device.source;
 }
 
-void CudaTransfer::refuse_graph(const TensorView& view) {
-    opened(view.device).source.refuse_graph(view.stream);
+bool CudaTransfer::in_graph(const TensorView& view) {
+    return opened(view.device).source.in_graph(view.stream);
+}
+
+std::unique_ptr<GraphSlots> CudaTransfer::make_slots(int device) {
+    const std::shared_ptr<SlotBudget>& budget = opened(device).slots;
+    return std::make_unique<GraphMemory>(*driver_, device, budget, ring_.block_bytes());
+}
+
+TensorView CudaTransfer::put_into_slot(GraphSlots& slots, const TensorView& view, DType target,
+                                       CastRules rules) {
+    auto& memory = static_cast<GraphMemory&>(slots);
+    if (memory.device() != view.device) {
+        throw std::invalid_argument("the CUDA graph that is being captured works on several devices");
+    }
+    Device& device = opened(view.device);
+    TensorView slot = view;
+    slot.dtype = target;
+    std::int64_t stride = 1;
+    for (std::size_t axis = slot.shape.size(); axis-- > 0;) {
+        slot.strides[axis] = stride;
+        stride *= slot.shape[axis];
+    }
+    const CurrentContext current(*driver_, device.context);
+    const Address address = memory.place(target, slot.elements());
+    device.source.put(view, target, rules, address);
+    slot.data = reinterpret_cast<const std::byte*>(static_cast<std::uintptr_t>(address));
+    slot.stream = nullptr;
+    slot.stays = true;
+    return slot;
+}
+
+void CudaTransfer::before_replay(GraphSlots& slots, void* stream) {
+    auto& memory = static_cast<GraphMemory&>(slots);
+    const CurrentContext current(*driver_, opened(memory.device()).context);
+    memory.order(stream);
+}
+
+void CudaTransfer::after_replay(GraphSlots& slots, void* stream) {
+    auto& memory = static_cast<GraphMemory&>(slots);
+    Device& device = opened(memory.device());
+    const CurrentContext current(*driver_, device.context);
+    device.staging.start_fills();
+    memory.read(stream);
 }
 
 void CudaTransfer::settle(Block& block) {
@@ -185,6 +217,7 @@ DeviceStats CudaTransfer::stats_of(const Device& device) const {
     stats.driver = version_text(driver_->version);
     stats.staging_bytes = device.staging.block_count() * device.staging.block_bytes();
     stats.peak_staging_bytes = device.staging.peak_blocks() * device.staging.block_bytes();
+    stats.peak_slot_bytes = device.slots->peak.load(std::memory_order_relaxed);
     stats.dtoh_bytes = device.copies.bytes();
     stats.dtoh_copies = device.copies.copies();
     stats.dtoh_seconds = device.copies.seconds();

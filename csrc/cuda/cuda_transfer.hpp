@@ -16,32 +16,18 @@
 #include "cuda/copy_stream.hpp"
 #include "cuda/device_source.hpp"
 #include "cuda/driver.hpp"
+#include "cuda/graph_memory.hpp"
 #include "cuda/kernels.hpp"
 #include "cuda/pinned_memory.hpp"
 #include "cuda/position_tables.hpp"
+#include "cuda/primary_context.hpp"
 #include "cuda/staging_ring.hpp"
 
 namespace nsf::cuda {
 
 struct CudaOptions {
-    std::size_t staging_bytes = std::size_t{256} << 20;  // a device, at most
+    std::size_t staging_bytes = std::size_t{256} << 20;  // a device, at most; so too the slots of CUDA graphs
     double staging_share = 0.1;                          // of the device's free memory, at most
-};
-
-// Keeps torch's own context of a device alive.
-class PrimaryContext {
-  public:
-    PrimaryContext(const Driver& driver, int device);
-    ~PrimaryContext();
-    PrimaryContext(const PrimaryContext&) = delete;
-    PrimaryContext& operator=(const PrimaryContext&) = delete;
-
-    Context get() const { return context_; }
-
-  private:
-    const Driver& driver_;
-    int handle_ = 0;
-    Context context_ = nullptr;
 };
 
 // A piece of a device's memory.
@@ -74,7 +60,12 @@ class CudaTransfer final : public DeviceTransfer {
     void prepare(int device, DType from, DType to, CastRules rules) override;
     RecordSource& source(const TensorView& view, const Selection* selection, DType target,
                          CastRules rules) override;
-    void refuse_graph(const TensorView& view) override;
+    bool in_graph(const TensorView& view) override;
+    std::unique_ptr<GraphSlots> make_slots(int device) override;
+    TensorView put_into_slot(GraphSlots& slots, const TensorView& view, DType target,
+                             CastRules rules) override;
+    void before_replay(GraphSlots& slots, void* stream) override;
+    void after_replay(GraphSlots& slots, void* stream) override;
     void settle(Block& block) override;
     void flush() override;
     void wait(const PendingCopy& copy) override;
@@ -102,6 +93,7 @@ class CudaTransfer final : public DeviceTransfer {
         PositionTables tables;
         Kernels kernels;
         DeviceSource source;
+        std::shared_ptr<SlotBudget> slots = std::make_shared<SlotBudget>();
     };
 
     Device& opened(int device);

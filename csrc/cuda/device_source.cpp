@@ -88,16 +88,13 @@ std::int64_t quantize_columns(std::int64_t length) {
     return power_of_two(std::clamp<std::int64_t>(length, 256, 4096));
 }
 
-void DeviceSource::refuse_graph(Stream stream) const {
+bool DeviceSource::in_graph(Stream stream) const {
     const CurrentContext current(driver_, context_);
     int capturing = not_capturing;
     // The first call of a tap: where a kernel of the model's has failed before, this is told of it.
     driver_.check(driver_.stream_is_capturing(stream, &capturing),
                   "ask about a stream of the model's, in which something may have failed before");
-    if (capturing == not_capturing) return;
-    throw std::invalid_argument(
-        "its stream is being captured into a CUDA graph, whose replays would run past the capture; run the "
-        "model without CUDA graphs (for torch.compile: not mode='reduce-overhead')");
+    return capturing != not_capturing;
 }
 
 // Loads every kernel that the record can come to need, so that none has to be made when half of it is stored.
@@ -122,18 +119,31 @@ void DeviceSource::set_cast(DType from, DType to, CastRules rules) {
     first_aligned_ = true;
 }
 
+void DeviceSource::put(const TensorView& view, DType target, CastRules rules, Address slot) {
+    const CurrentContext current(driver_, context_);
+    begin(view, nullptr, target, rules);
+    if (elements() == 0) return;
+    if (is_plain_copy()) {
+        driver_.check(driver_.copy_on_device(slot, source_address(gather_->part(0)),
+                                             elements() * item_size(to_), stream_),
+                      "copy into a slot of a CUDA graph");
+    } else {
+        cast(slot, 0, elements());
+    }
+}
+
 void DeviceSource::begin(const TensorView& view, const Selection* selection, DType target, CastRules rules) {
     const CurrentContext current(driver_, context_);
     deferred_.clear();
     next_ = 0;
     next_scale_ = 0;
     stream_ = view.stream;
+    stays_ = view.stays;
     set_cast(view.dtype, target, rules);
     if (!quantizes_ && !has_cast(from_, to_)) {
         throw std::invalid_argument("no cast from " + std::string(name(from_)) + " to " +
                                     std::string(name(to_)));
     }
-    refuse_graph(view.stream);
     gather_.emplace(view, selection, quantizes_);
     const std::vector<std::int64_t>& table = gather_->table();
     table_ = table.empty() ? 0 : tables_.put(table);
@@ -141,9 +151,8 @@ void DeviceSource::begin(const TensorView& view, const Selection* selection, DTy
         return entry % static_cast<std::int64_t>(vector_elements) == 0;
     });
     // Now, while it can be refused: later there is half a record.
-    const bool copied = from_ == to_ && gather_->contiguous();
     const bool empty = quantizes_ ? gather_->rows() == 0 : gather_->elements() == 0;
-    if (empty || copied) return;
+    if (empty || is_plain_copy()) return;
     const KernelRequest wanted = request(gather_->part(0));
     load(wanted);
     first_aligned_ = wanted.aligned;
@@ -162,7 +171,13 @@ void DeviceSource::write(Block& block, std::size_t begin, std::size_t count) {
         deferred_.push_back({&block, begin, next_, count, false});
     } else {
         const CurrentContext current(driver_, context_);
-        cast(block, begin, next_, count);
+        if (is_plain_copy()) {
+            const Address from = source_address(gather_->part(0)) + next_ * item_size(from_);
+            staging_.fill(block, begin, from, count * item_size(to_), stream_);
+            if (!stays_) staging_.start_fills();
+        } else {
+            cast(staging_.place(block, begin, count * item_size(to_), stream_), next_, count);
+        }
     }
     next_ += count;
 }
@@ -172,12 +187,7 @@ void DeviceSource::write_scales(Block& block, std::size_t begin, std::size_t cou
     next_scale_ += count;
 }
 
-void DeviceSource::cast(Block& block, std::size_t begin, std::uint64_t first, std::uint64_t count) {
-    Address to = staging_.place(block, begin, count * item_size(to_), stream_);
-    if (from_ == to_ && gather_->contiguous()) {
-        copy_contiguous(to, first, count);
-        return;
-    }
+void DeviceSource::cast(Address to, std::uint64_t first, std::uint64_t count) {
     const std::uint64_t part_elements = gather_->part_elements();
     while (count > 0) {
         const std::uint64_t within = first % part_elements;
@@ -187,12 +197,6 @@ void DeviceSource::cast(Block& block, std::size_t begin, std::uint64_t first, st
         first += piece;
         count -= piece;
     }
-}
-
-void DeviceSource::copy_contiguous(Address to, std::uint64_t first, std::uint64_t count) {
-    const Address from = source_address(gather_->part(0)) + first * item_size(from_);
-    driver_.check(driver_.copy_on_device(to, from, count * item_size(to_), stream_),
-                  "copy into the staging ring");
 }
 
 KernelRequest DeviceSource::request(const GatherPart& part) const {

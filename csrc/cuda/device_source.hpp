@@ -22,6 +22,8 @@ class DeviceSource final : public RecordSource {
     // The next record. Nothing is started. Throws std::invalid_argument for what cannot be stored, and
     // EngineError where there is no kernel for it.
     void begin(const TensorView& view, const Selection* selection, DType target, CastRules rules);
+    // The whole tensor goes to `slot` by work that the graph under capture on its stream takes up; a plain cast or copy.
+    void put(const TensorView& view, DType target, CastRules rules, Address slot);
 
     // Loads the kernel for large contiguous tensors, the most common one.
     void prepare(DType from, DType to, CastRules rules);
@@ -35,7 +37,7 @@ class DeviceSource final : public RecordSource {
     void abandon() noexcept override { deferred_.clear(); }
     void waited() override { ++host_waits_; }
 
-    void refuse_graph(Stream stream) const;
+    bool in_graph(Stream stream) const;
 
     // Whether something that belongs into this block was kept back; launch_deferred() starts it.
     bool keeps_back(const Block& block) const;
@@ -54,8 +56,8 @@ class DeviceSource final : public RecordSource {
         bool scales = false;
     };
 
-    void cast(Block& block, std::size_t begin, std::uint64_t first, std::uint64_t count);
-    void copy_contiguous(Address to, std::uint64_t first, std::uint64_t count);
+    bool is_plain_copy() const { return from_ == to_ && gather_->contiguous(); }
+    void cast(Address to, std::uint64_t first, std::uint64_t count);
     void launch_cast(const GatherPart& part, Address to, std::uint64_t first, std::uint64_t count);
     void launch_pieces(const Piece* codes, const Piece* scales);
     void launch_quantize(const GatherPart& part, Address codes, std::uint64_t first, std::uint64_t count,
@@ -78,6 +80,7 @@ class DeviceSource final : public RecordSource {
 
     std::optional<Gather> gather_;
     Stream stream_ = nullptr;
+    bool stays_ = false;
     DType from_ = DType::f32;
     DType to_ = DType::f32;
     CastRules rules_;

@@ -22,9 +22,9 @@ void add_pending(Block& host, std::uint32_t device, std::uint64_t ticket) {
 
 }  // namespace
 
-StagingRing::StagingRing(std::uint32_t device, CopyStream& copies, Address memory, std::size_t block_bytes,
-                         std::size_t count)
-    : device_(device), copies_(copies), block_bytes_(block_bytes), blocks_(count) {
+StagingRing::StagingRing(const Driver& driver, std::uint32_t device, CopyStream& copies, Address memory,
+                         std::size_t block_bytes, std::size_t count)
+    : driver_(driver), device_(device), copies_(copies), block_bytes_(block_bytes), blocks_(count) {
     for (StagingBlock& block : blocks_) {
         block.memory = memory;
         memory += block_bytes;
@@ -42,6 +42,26 @@ Address StagingRing::place(Block& host, std::size_t begin, std::size_t bytes, St
     }
     if (!contains(writers_, stream)) writers_.push_back(stream);
     return block.memory + begin;
+}
+
+void StagingRing::fill(Block& host, std::size_t begin, Address from, std::size_t bytes, Stream stream) {
+    const Address to = place(host, begin, bytes, stream);
+    const bool goes_on =
+        fill_.stream == stream && fill_.to + fill_.bytes == to && fill_.from + fill_.bytes == from;
+    if (fill_.bytes > 0 && goes_on) {
+        fill_.bytes += bytes;
+        return;
+    }
+    start_fills();
+    fill_ = {to, from, bytes, stream};
+}
+
+void StagingRing::start_fills() {
+    if (fill_.bytes == 0) return;
+    // Kept where it fails: the records are taken for whole, and nothing may be copied to the host without it.
+    driver_.check(driver_.copy_on_device(fill_.to, fill_.from, fill_.bytes, fill_.stream),
+                  "copy into the staging ring");
+    fill_ = {};
 }
 
 std::vector<StagingRing::StagingBlock*>::iterator StagingRing::mirror_of(const Block& host) {
@@ -79,6 +99,7 @@ void StagingRing::admit(StagingBlock& block, Stream stream) {
 }
 
 void StagingRing::follow_writers() {
+    start_fills();
     for (std::size_t i = 0; i < writers_.size(); ++i) {
         if (i + 1 == writers_.size() || keeps(Wait::copy_for_other_compute)) copies_.after(writers_[i]);
     }

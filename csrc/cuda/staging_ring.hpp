@@ -27,12 +27,17 @@ namespace nsf::cuda {
 class StagingRing {
   public:
     // device: the number that PendingCopy will carry. memory: `count` times `block_bytes`, at least one block.
-    StagingRing(std::uint32_t device, CopyStream& copies, Address memory, std::size_t block_bytes,
-                std::size_t count);
+    StagingRing(const Driver& driver, std::uint32_t device, CopyStream& copies, Address memory,
+                std::size_t block_bytes, std::size_t count);
 
     // Where `stream`, in work that the caller starts next, shall write the bytes that belong at
     // host.data + begin.
     Address place(Block& host, std::size_t begin, std::size_t bytes, Stream stream);
+
+    // Writes there what stands at `from`. The copy may be started as late as start_fills(), or as whatever brings it to
+    // the host: neighbours become one copy.
+    void fill(Block& host, std::size_t begin, Address from, std::size_t bytes, Stream stream);
+    void start_fills();
 
     bool holds(const Block& host) { return mirror_of(host) != bound_.end(); }
     // Starts the copy of everything that has been written for this host block, and lets go of it.
@@ -61,6 +66,13 @@ class StagingRing {
         std::vector<Stream> admitted;  // streams that were ordered behind free_after since the last batch
     };
 
+    struct Fill {
+        Address to = 0;
+        Address from = 0;
+        std::size_t bytes = 0;  // 0: there is none
+        Stream stream = nullptr;
+    };
+
     // In bound_; its end where nothing mirrors this host block.
     std::vector<StagingBlock*>::iterator mirror_of(const Block& host);
     StagingBlock& bind(Block& host);
@@ -68,6 +80,7 @@ class StagingRing {
     void copy_ranges(StagingBlock& block);
     void finish(const std::vector<StagingBlock*>& copied);
 
+    const Driver& driver_;
     const std::uint32_t device_;
     CopyStream& copies_;
     const std::size_t block_bytes_;
@@ -75,6 +88,7 @@ class StagingRing {
     std::deque<StagingBlock*> free_;    // the one released first in front: its copy is the oldest
     std::vector<StagingBlock*> bound_;  // the one used last at the back
     std::vector<Stream> writers_;       // streams that have written since the copy stream last followed them
+    Fill fill_;                         // that has not been started
     std::size_t peak_ = 0;
 };
 

@@ -28,6 +28,8 @@ enum class Wait {
     producer_for_table = 8,
     // The producer, before it records a ticket's events anew, for the ticket that had them before.
     producer_for_ticket = 9,
+    // A CUDA graph, before a replay writes its slots, for the copies out of them.
+    replay_for_slots = 10,
 };
 
 consteval bool keeps(Wait wait) { return static_cast<int>(wait) != NSF_LEAVE_OUT_WAIT; }

@@ -26,6 +26,7 @@ struct CudaSizes {
     std::size_t staging_blocks = 2;
     Overflow overflow = Overflow::block;
     bool in_memory = false;
+    std::size_t streams = 2;  // at least
 };
 
 class CudaCapture {
@@ -39,10 +40,12 @@ class CudaCapture {
         cuda::CudaOptions cuda_options;
         cuda_options.staging_bytes = sizes.staging_blocks * sizes.block_bytes;
         cuda_options.staging_share = 1.0;
-        engine.emplace(std::move(options), std::vector<Stream>{{"hook", false}, {"other", true}},
-                       [this, cuda_options](BlockRing& ring) {
-                           return std::make_unique<cuda::CudaTransfer>(ring, cuda_options, kernels);
-                       });
+        std::vector<Stream> streams{{"hook", false}, {"other", true}};
+        while (streams.size() < sizes.streams)
+            streams.push_back({"hook_" + std::to_string(streams.size()), false});
+        engine.emplace(std::move(options), std::move(streams), [this, cuda_options](BlockRing& ring) {
+            return std::make_unique<cuda::CudaTransfer>(ring, cuda_options, kernels);
+        });
     }
 
     Random random{std::uint64_t{4711}};

@@ -3,7 +3,7 @@
 // test of that wait's name.
 #include <thread>
 
-#include "cuda_fixture.hpp"
+#include "graph_fixture.hpp"
 
 namespace nsf::testing_support {
 namespace {
@@ -182,6 +182,21 @@ TEST(Ordering, ProducerForTicket) {
         capture.engine->end_step();
     }
     EXPECT_GT(capture.engine->device_stats().at(0).host_waits, 0U);
+    capture.close_and_compare();
+}
+
+// A replay on another stream, while what the one before it left in its slots is still being copied.
+TEST(Ordering, ReplayForSlots) {
+    Gpu gpu;
+    CudaCapture capture(gpu, {.blocks = 8, .staging_blocks = 4, .streams = 2});
+    GraphedModel model(gpu, capture, {{DType::f32, {1000}, {rule_of(DType::bf16)}}}, 2);
+    model.capture_graph();
+    stub::hold(Kind::dtod);
+    model.replay(gpu.new_stream());
+    stub::wait_until_held(Kind::dtod);
+    model.replay(gpu.new_stream());
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    stub::release();
     capture.close_and_compare();
 }
 
