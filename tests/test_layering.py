@@ -27,6 +27,7 @@ LAYERS = [
         "compiled_hooks",
         "compiled_operators",
         "devices",
+        "graphs",
         "hooks",
         "pass_inputs",
         "passes",

@@ -124,14 +124,14 @@ class CompiledCode:
         else:  # the tap says of what type the output is that it cannot take
             self._call(tap.native, tap.module(), (), type(type_name, (), {})())
 
-    def begin(self, slot: int, given: Given, offset: int, entry: FrameType) -> None:
+    def begin(self, slot: int, given: Given, counted: torch.Tensor | int, entry: FrameType) -> None:
         module = self._watched[slot]()
         if module is not None:
-            self._call(self._observer.begin_compiled, module, given, offset, entry)
+            self._call(self._observer.begin_compiled, module, given, counted, entry)
 
-    def begin_encoder(self, slot: int, mask: torch.Tensor | None, batch: int, length: int) -> None:
+    def begin_encoder(self, slot: int, given: Given) -> None:
         if self._watched[slot]() is not None:
-            self._call(self._observer.begin_compiled_encoder, batch, length, mask)
+            self._call(self._observer.begin_compiled_encoder, given)
 
     def end(self, slot: int) -> None:
         module = self._watched[slot]()

@@ -61,6 +61,7 @@ def _trace_begin(slot: Slot, reading: Reading, module: Any, args: Any, kwargs: A
         given.mask,
         batch=given.batch,
         length=given.length,
+        cached=given.cache is not None,
         offset=offset,
         logits_kept=given.logits_kept,
         guessed=given.guessed,

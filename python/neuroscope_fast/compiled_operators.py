@@ -38,10 +38,10 @@ class Receiver(Protocol):
     def take_nothing(self, slot: int, type_name: str) -> None:
         """A tap's module ran, and what it computed, a `type_name`, holds no tensor to take."""
 
-    def begin(self, slot: int, given: Given, offset: int, entry: FrameType) -> None:
-        """A pass begins behind `offset` tokens; `entry` is the frame that has called the compiled code."""
+    def begin(self, slot: int, given: Given, counted: torch.Tensor | int, entry: FrameType) -> None:
+        """A pass begins behind so many tokens; `entry` is the frame that has called the compiled code."""
 
-    def begin_encoder(self, slot: int, mask: torch.Tensor | None, batch: int, length: int) -> None:
+    def begin_encoder(self, slot: int, given: Given) -> None:
         """The encoder begins."""
 
     def end(self, slot: int) -> None:
@@ -90,6 +90,7 @@ def begin_pass(
     *,
     batch: int,
     length: int,
+    cached: bool,
     offset: int,
     logits_kept: int,
     guessed: bool,
@@ -99,8 +100,8 @@ def begin_pass(
     receiver = receivers.get(int(order))
     if receiver is None:
         return
-    given = Given(batch, length, None, mask, logits_kept, guessed, continues_encoder)
-    receiver.begin(slot, given, offset if counted is None else int(counted), _entry())
+    given = Given(batch, length, cached or None, mask, logits_kept, guessed, continues_encoder)
+    receiver.begin(slot, given, offset if counted is None else counted, _entry())
 
 
 @_operator("begin_encoder")
@@ -108,7 +109,7 @@ def begin_encoder(order: torch.Tensor, slot: int, mask: torch.Tensor | None, bat
     """`Receiver.begin_encoder`."""
     receiver = receivers.get(int(order))
     if receiver is not None:
-        receiver.begin_encoder(slot, mask, batch, length)
+        receiver.begin_encoder(slot, Given(batch, length, None, mask, 0, False, False))
 
 
 @_operator("end_pass")

@@ -73,6 +73,7 @@ class DeviceCounters(Struct, kw_only=True):
     driver: str = ""
     staging_bytes: Count = 0
     peak_staging_bytes: Count = 0
+    peak_slot_bytes: Count = 0
     dtoh_bytes: Count = 0
     dtoh_copies: Count = 0
     dtoh_seconds: float = 0.0

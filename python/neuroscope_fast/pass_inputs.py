@@ -104,6 +104,15 @@ def tokens_seen_in(cache: Any) -> int:
     return UNKNOWN_OFFSET
 
 
+def read_count(counted: Any) -> int:
+    """The number that a cache counts with, an int or a tensor of one. One on a CUDA device is copied from there, which
+    waits for the device; while a CUDA graph is being captured it cannot be, and is not to be told.
+    """
+    if getattr(counted, "is_cuda", False) and captures_graph():
+        return UNKNOWN_OFFSET
+    return int(counted)
+
+
 def captures_graph() -> bool:
     """Whether torch's current stream is being captured into a CUDA graph, in which no value can be read."""
     import torch

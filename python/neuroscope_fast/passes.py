@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .graphs import GraphWatch
 from .pass_inputs import (
     CACHES,
     DECODER_TOKENS,
@@ -17,10 +18,10 @@ from .pass_inputs import (
     UNKNOWN_OFFSET,
     Given,
     Reading,
-    captures_graph,
     look_up,
     padding,
     parameter_names,
+    read_count,
     tokens_counted_by,
     tokens_seen_in,
 )
@@ -54,6 +55,7 @@ class PassObserver:
 
     def __init__(self, model: nn.Module, session: Session, hooked: list[str]):
         self._session = session
+        self._graphs = GraphWatch(session)
         encoder = encoder_of(model)
         # A copy that a user makes of the model in the block has these hooks too; it is not the model that is captured.
         self._watched = weakref.WeakSet(_models_on_the_way(model, hooked, encoder))
@@ -78,6 +80,11 @@ class PassObserver:
 
     def __deepcopy__(self, _memo: dict[int, Any]) -> PassObserver:
         return self
+
+    @property
+    def graphs(self) -> GraphWatch:
+        """The CUDA graphs that the model runs as."""
+        return self._graphs
 
     def usage(self) -> Usage:
         """The tokens that the model has read: padding not counted, and the last sampled token of a generation, which
@@ -104,17 +111,27 @@ class PassObserver:
         """A pass of `module` begins with these arguments."""
         if module not in self._watched:
             return
-        passes = self._open_passes(module)
         given = look_up(self._readings[module], args, kwargs)
+        graph = self._graphs.here()
+        if graph is not None:
+            graph.begin(module, given, tokens_counted_by(given.cache))
+            return
+        passes = self._open_passes(module)
         offset = self._tokens_in(given.cache)
         read = self._begin_pass(passes, given, offset)
         passes.append(_Pass(module, read, given.guessed))
 
-    def begin_compiled(self, module: nn.Module, given: Given, offset: int, entry: FrameType) -> None:
-        """A pass of `module` begins inside compiled code, which `entry` on this thread's stack has called.
+    def begin_compiled(self, module: nn.Module, given: Given, counted: torch.Tensor | int, entry: FrameType) -> None:
+        """A pass of `module` begins in compiled code or a CUDA graph; `entry`, on this thread's stack, has called it.
 
-        Compiled code cannot say which cache it is that grows (`given.cache` is None), only what the cache counts.
+        Such code cannot say which cache it is that grows (`given.cache` is only whether there is one), but what the
+        cache counts.
         """
+        graph = self._graphs.here()
+        if graph is not None:
+            graph.begin(module, given, counted)
+            return
+        offset = read_count(counted)
         passes = self._open_passes(module, entry)
         if offset == UNKNOWN_OFFSET:
             self._read.clear()  # one of these caches, or another
@@ -142,17 +159,23 @@ class PassObserver:
     def begin_encoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """The encoder is about to read its sequence, given in these arguments."""
         if self._encoder is not None and module is self._encoder():
-            given = look_up(self._readings[module], args, kwargs)
-            self.begin_compiled_encoder(given.batch, given.length, given.mask)
+            self.begin_compiled_encoder(look_up(self._readings[module], args, kwargs))
 
-    def begin_compiled_encoder(self, batch: int, length: int, mask: torch.Tensor | None) -> None:
-        """The encoder is about to read [batch, length] tokens."""
-        real = padding(mask, batch, length, 0)
-        self._count(sum(real) if real else batch * length, decode=False)
-        self._session.begin_encoder(batch=batch, length=length, mask=real)
+    def begin_compiled_encoder(self, given: Given) -> None:
+        """The encoder is about to read this."""
+        graph = self._graphs.here()
+        if graph is not None:
+            graph.begin_encoder(given)
+            return
+        real = padding(given.mask, given.batch, given.length, 0)
+        self._count(sum(real) if real else given.batch * given.length, decode=False)
+        self._session.begin_encoder(batch=given.batch, length=given.length, mask=real)
 
     def end(self, module: nn.Module, output: Any = None) -> None:
         """The pass of `module` has ended; an output that holds a cache tells whose length is known from now on."""
+        graph = self._graphs.here()
+        if graph is not None and graph.end(module):
+            return
         passes: list[_Pass] = getattr(self._thread, "passes", [])
         if module not in self._watched or all(each.module is not module for each in passes):
             return
@@ -212,9 +235,7 @@ class PassObserver:
         counted = tokens_counted_by(cache)
         try:
             if counted is not None:
-                if getattr(counted, "is_cuda", False) and captures_graph():
-                    return UNKNOWN_OFFSET
-                return int(counted)
+                return read_count(counted)
             if cache in self._read:
                 return self._read[cache]
         except (TypeError, ValueError):

@@ -41,6 +41,12 @@ if TYPE_CHECKING:
     from .reader import Run
 
 
+_UNKNOWN_GRAPH = (
+    "a CUDA graph that had been captured before the block was replayed in it: what the hooked modules compute in that "
+    "graph is not in the run; capture the graph inside the block"
+)
+
+
 class RunningCapture:
     """What lives from the entry of the block to its end. Knows the Capture no more, so that it can outlive it."""
 
@@ -59,6 +65,7 @@ class RunningCapture:
         self.manifest = self._first_manifest(model)
         self._observer: PassObserver | None = None
         self._compiled: CompiledCode | None = None
+        self._graph_warnings: list[str] = []
         self._directory: RunDirectory | None = None
         e4m3_saturates, e5m2_saturates = float8_rules()
         if out is not None:
@@ -102,6 +109,7 @@ class RunningCapture:
         attach_taps(model, self.plan, self.session, self._attachment, self._compiled)
         self._observer.attach_last(self._attachment, self._compiled)
         self._compiled.forget_code()
+        self._observer.graphs.start(self._observer)
         if self._directory is not None:
             self._directory.write_manifest(self.manifest)
 
@@ -119,6 +127,8 @@ class RunningCapture:
     def _detach(self) -> None:
         """Take every hook off, and those that were compiled into code too. Can be called again."""
         self._attachment.detach()
+        if self._observer is not None:
+            self._observer.graphs.stop()
         if self._compiled is not None:
             self._compiled.stop()
 
@@ -239,7 +249,7 @@ class RunningCapture:
         """Tell of memory that could not be had in full, and of hooks whose module never ran, most likely since
         the model that ran is not the one that was hooked.
         """
-        for line in self.session.warnings():
+        for line in self.session.warnings() + self._graph_warnings:
             warnings.warn(line, CaptureWarning, stacklevel=3)
         silent = never_ran(self.plan, self.session)
         if silent:
@@ -257,7 +267,9 @@ class RunningCapture:
             for hook_id, records in collected.activations.items()
             if not records
         ]
-        lines += self.session.warnings()
+        if self._observer is not None and self._observer.graphs.replayed_unknown:
+            self._graph_warnings = [_UNKNOWN_GRAPH]
+        lines += self.session.warnings() + self._graph_warnings
         if drops := self.counters().drops:
             lines.append(f"records dropped because the ring was full: {drops}")
         return lines
