@@ -138,6 +138,7 @@ class Engine {
     void hand_over_all();
     void store(const Origin& origin, const Kept& kept, DType target, DType computed, RecordSource& source);
     DeviceTransfer& usable_transfer();
+    [[noreturn]] static void refuse_captured();
     void write_record(Record record, RecordSource& source);
     void take_back(std::uint64_t sequence);
     template <typename Action>
