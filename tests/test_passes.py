@@ -11,6 +11,7 @@ import neuroscope_fast as nsf
 import pytest
 import torch
 from conftest import hook_state
+from neuroscope_fast.pass_inputs import UNKNOWN_OFFSET, padding
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache, StaticCache
@@ -273,3 +274,12 @@ def test_an_encoder_that_was_run_on_its_own_is_a_step_of_its_own() -> None:
         model.get_encoder()(IDS[:, :4])
         model(input_ids=IDS, decoder_input_ids=IDS[:, :2])
     assert [(step, call, shape) for step, call, shape, _, _ in labels(cap)] == [(0, 0, (2, 4)), (1, 0, (2, 6))]
+
+
+def test_the_padding_of_a_pass_behind_an_unknown_cache() -> None:
+    """Generation appends to the mask, so the pass's own columns are its last."""
+    mask = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
+    assert padding(mask, 2, 6, 0) == bytes([0, 0, 1, 1, 1, 1] + [1] * 6)
+    assert padding(mask, 2, 1, UNKNOWN_OFFSET) == b""
+    assert padding(mask, 2, 5, UNKNOWN_OFFSET) == bytes([0, 1, 1, 1, 1] + [1] * 5)
+    assert padding(mask, 2, 7, UNKNOWN_OFFSET) == b""

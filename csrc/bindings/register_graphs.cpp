@@ -1,10 +1,7 @@
 // What Python's watch over torch.cuda.CUDAGraph tells the engine.
 #include <pybind11/pybind11.h>
 
-#include <chrono>
 #include <memory>
-#include <optional>
-#include <stdexcept>
 #include <utility>
 
 #include "bindings/register.hpp"
@@ -14,72 +11,59 @@
 namespace nsf {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-using Released = py::call_guard<py::gil_scoped_release>;
-
-// The recording of one graph, and the session whose engine it uses.
+// The recording of one graph, and the session whose engine it uses until close(). The members change under the GIL only;
+// what works without it holds them itself.
 class SessionGraph {
   public:
     explicit SessionGraph(std::shared_ptr<Session> session)
-        : session_(std::move(session)), recording_(std::in_place, session_->engine) {}
-    ~SessionGraph() { end_capture(); }
+        : session_(std::move(session)), recording_(std::make_shared<GraphRecording>(session_->engine)) {}
+    ~SessionGraph() { close(); }
     SessionGraph(const SessionGraph&) = delete;
     SessionGraph& operator=(const SessionGraph&) = delete;
 
-    void begin_capture() { open().begin(*recording_); }
+    void begin_capture() { session().graphs.begin(recording_); }
     void end_capture() {
         if (session_) session_->graphs.end(*recording_);
     }
     // Lets go of the session and keeps the slots, which the graph still writes.
     void close() {
-        end_capture();
-        if (recording_) slots_ = recording_->take_slots();
-        recording_.reset();
-        session_.reset();
+        const std::shared_ptr<Session> session = std::exchange(session_, nullptr);
+        if (!session) return;
+        session->graphs.end(*recording_);
+        const py::gil_scoped_release released;
+        recording_->close();
     }
-    std::size_t calls() const { return recording_ ? recording_->calls() : 0; }
+    std::size_t calls() const { return recording_->calls(); }
 
     void before_replay(std::uintptr_t stream) {
-        open();
-        recording_->before_replay(pointer(stream));
+        const auto recording = recording_;
+        const py::gil_scoped_release released;
+        recording->before_replay(pointer(stream));
     }
     void store(std::size_t first, std::size_t last, std::uintptr_t stream) {
-        open();
-        if (first > last || last > calls()) throw std::invalid_argument("no such calls");
-        for (std::size_t call = first; call < last; ++call) store_call(call, pointer(stream));
+        const std::shared_ptr<Session> kept = session_;
+        Session& used = session();
+        // The recomputation of a checkpoint: its modules have been captured when they ran first.
+        if (!used.clock.in_pass() && used.in_backward()) return;
+        const auto recording = recording_;
+        const py::gil_scoped_release released;
+        recording->store(first, last, used.clock, pointer(stream), [&](const TapPlace& tap) {
+            used.fired[tap.index].fetch_add(1, std::memory_order_relaxed);
+        });
         // Nobody will tell of the end of a step that no pass has opened.
-        if (!session_->clock.in_pass()) session_->engine.end_step();
-    }
-    void after_replay(std::uintptr_t stream) {
-        open();
-        recording_->after_replay(pointer(stream));
+        if (first < last && !used.clock.in_pass()) used.engine.end_step();
     }
 
   private:
     static void* pointer(std::uintptr_t stream) { return reinterpret_cast<void*>(stream); }
 
-    GraphsInCapture& open() const {
+    Session& session() const {
         if (!session_) throw EngineError("the capture that recorded this CUDA graph has ended");
-        return session_->graphs;
-    }
-
-    void store_call(std::size_t call, void* stream) {
-        const auto start = Clock::now();
-        const TapPlace& place = recording_->tap(call);
-        session_->fired[place.index].fetch_add(1, std::memory_order_relaxed);
-        const Step& step = session_->clock.fire(place.index);
-        try {
-            const std::uint64_t bytes = recording_->store(call, step, stream);
-            session_->engine.count_tap(Clock::now() - start, bytes);
-        } catch (const std::invalid_argument& error) {
-            throw EngineError(place.description +
-                              ": the tensor of a CUDA graph cannot be captured: " + error.what());
-        }
+        return *session_;
     }
 
     std::shared_ptr<Session> session_;
-    std::optional<GraphRecording> recording_;
-    std::unique_ptr<GraphSlots> slots_;  // once closed
+    const std::shared_ptr<GraphRecording> recording_;
 };
 
 }  // namespace
@@ -94,9 +78,8 @@ void register_graphs(py::module_& module) {
         .def("begin_capture", &SessionGraph::begin_capture)
         .def("end_capture", &SessionGraph::end_capture)
         .def_property_readonly("calls", &SessionGraph::calls)
-        .def("before_replay", &SessionGraph::before_replay, "stream"_a, Released())
-        .def("store", &SessionGraph::store, "first"_a, "last"_a, "stream"_a, Released())
-        .def("after_replay", &SessionGraph::after_replay, "stream"_a, Released());
+        .def("before_replay", &SessionGraph::before_replay, "stream"_a)
+        .def("store", &SessionGraph::store, "first"_a, "last"_a, "stream"_a);
 }
 
 }  // namespace nsf

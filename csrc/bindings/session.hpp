@@ -25,19 +25,19 @@ namespace nsf {
 // The CUDA graphs that are being captured now, by the thread that does it.
 class GraphsInCapture {
   public:
-    void begin(GraphRecording& recording) {
+    void begin(std::shared_ptr<GraphRecording> recording) {
         const std::lock_guard lock(mutex_);
-        graphs_.emplace_back(std::this_thread::get_id(), &recording);
+        graphs_.emplace_back(std::this_thread::get_id(), std::move(recording));
         count_.store(graphs_.size(), std::memory_order_relaxed);
     }
     // From any thread; does nothing where it had not begun.
     void end(const GraphRecording& recording) {
         const std::lock_guard lock(mutex_);
-        std::erase_if(graphs_, [&](const auto& each) { return each.second == &recording; });
+        std::erase_if(graphs_, [&](const auto& each) { return each.second.get() == &recording; });
         count_.store(graphs_.size(), std::memory_order_relaxed);
     }
     // That the calling thread captures; null for none.
-    GraphRecording* here() {
+    std::shared_ptr<GraphRecording> here() {
         // relaxed: a thread sees what it has begun itself.
         if (count_.load(std::memory_order_relaxed) == 0) return nullptr;
         const std::lock_guard lock(mutex_);
@@ -49,7 +49,7 @@ class GraphsInCapture {
 
   private:
     std::mutex mutex_;
-    std::vector<std::pair<std::thread::id, GraphRecording*>> graphs_;
+    std::vector<std::pair<std::thread::id, std::shared_ptr<GraphRecording>>> graphs_;
     std::atomic<std::size_t> count_{0};
 };
 

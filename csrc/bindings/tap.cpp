@@ -109,7 +109,7 @@ void run_tap(const Tap& tap, PyObject* const* arguments, Py_ssize_t count) {
     std::uint64_t bytes = 0;
     const char* type = nullptr;
     try {
-        if (GraphRecording* graph = session.graphs.here()) {
+        if (const std::shared_ptr<GraphRecording> graph = session.graphs.here()) {
             record(tap, *graph, arguments, count);
             return;
         }

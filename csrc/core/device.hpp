@@ -66,7 +66,7 @@ class DeviceTransfer {
                                      CastRules rules) = 0;
     // The graph is about to be replayed on this stream: it must not write the slots before they have been read.
     virtual void before_replay(GraphSlots& slots, void* stream) = 0;
-    // Everything of this replay that shall be stored has been given to source().
+    // What has been given to source() of the slots shall be on its way when this returns.
     virtual void after_replay(GraphSlots& slots, void* stream) = 0;
 
     // Starts every copy into this block that has not been started; the block is about to go to the writer.

@@ -6,15 +6,18 @@
 // as soon as they have been copied into the staging ring: it never waits for the way to the host.
 //
 // Contract
-//   add() is called by the thread that captures the graph, until the capture ends; before_replay(), store() and
-//   after_replay() then by one thread at a time, in this order for each replay. The engine must live as long as they are
-//   called; the slots live as long as this, which must outlive the graph: replays write them even when nobody reads.
+//   Every function may be called from any thread; they take turns. add() belongs to the capture of the graph. For each
+//   replay: before_replay(), the launch, store() for all calls, in one piece or in several, all on one stream. close() may
+//   come at any time, and must before the engine goes: it waits for a store() under way, and what is called after it throws
+//   EngineError. The slots live as long as this, which must outlive the graph: replays write them even when nobody reads.
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
-#include <utility>
+#include <mutex>
 #include <vector>
 
 #include "core/device.hpp"
@@ -27,24 +30,21 @@ namespace nsf {
 
 class GraphRecording {
   public:
-    explicit GraphRecording(Engine& engine) : engine_(engine) {}
+    explicit GraphRecording(Engine& engine) : engine_(&engine) {}
 
     // A tap fired. Throws std::invalid_argument for a tensor that replays of this graph do not compute, and for what no
     // tap can take.
     void add(std::shared_ptr<const TapPlace> tap, const TensorView& view);
-
     // How often a tap has fired.
-    std::size_t calls() const { return calls_.size(); }
-    const TapPlace& tap(std::size_t call) const { return *calls_[call].tap; }
+    std::size_t calls() const;
 
     void before_replay(void* stream);
-    // What the tap of this call stores in this step; throws as TapRule::wants() and Engine::submit() do. Returns the bytes
-    // that the model computed.
-    std::uint64_t store(std::size_t call, const Step& step, void* stream);
-    void after_replay(void* stream);
+    // What the taps of the calls first .. last - 1 store in the step that the calling thread is in. `fired` hears of each
+    // before it stores anything. Nothing of the slots is left to be read when this returns or throws. Throws EngineError.
+    void store(std::size_t first, std::size_t last, StepClock& clock, void* stream,
+               const std::function<void(const TapPlace&)>& fired);
 
-    // For whoever keeps them once nobody stores any more. Null where no tap has fired.
-    std::unique_ptr<GraphSlots> take_slots() { return std::move(slots_); }
+    void close();
 
   private:
     struct Call {
@@ -58,8 +58,11 @@ class GraphRecording {
         const DType stored = rule.stored_as(computed);
         return stored == DType::i8 ? computed : stored;
     }
+    Engine& engine() const;
+    void store_call(const Call& call, const Step& step, void* stream);
 
-    Engine& engine_;
+    mutable std::mutex mutex_;           // guards all that follows
+    Engine* engine_;                     // null once closed
     std::unique_ptr<GraphSlots> slots_;  // null: no tap has fired
     std::vector<Call> calls_;
 };

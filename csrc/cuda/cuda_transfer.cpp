@@ -140,7 +140,9 @@ TensorView CudaTransfer::put_into_slot(GraphSlots& slots, const TensorView& view
 
 void CudaTransfer::before_replay(GraphSlots& slots, void* stream) {
     auto& memory = static_cast<GraphMemory&>(slots);
-    const CurrentContext current(*driver_, opened(memory.device()).context);
+    Device& device = opened(memory.device());
+    const CurrentContext current(*driver_, device.context);
+    device.staging.start_fills();  // where after_replay() has failed
     memory.order(stream);
 }
 

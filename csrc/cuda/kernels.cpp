@@ -60,6 +60,7 @@ void Kernels::launch(const KernelRequest& request, std::uint64_t grid, Stream st
         throw EngineError("a tensor is too large for one launch: lower block_bytes");
     }
     if (kernel.function == nullptr) {
+        const BesideCaptures beside(driver_);  // Triton loads the kernel at its first launch
         kernel.image.launch(static_cast<unsigned>(grid), stream, arguments.data(), arguments.size());
         driver_.make_current(context_);
         return;

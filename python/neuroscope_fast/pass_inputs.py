@@ -124,7 +124,8 @@ def padding(mask: torch.Tensor | None, batch: int, length: int, offset: int) -> 
     """One byte for each of the pass's own tokens, 1 = real; no bytes where none is padding or the mask says nothing.
 
     A mask [batch, offset + length] covers the cache too, one of a static cache [batch, its capacity]; of a mask
-    [batch, 1, length, keys] a token is real if it may look at itself. The pass's own columns of a mask on a CUDA device
+    [batch, 1, length, keys] a token is real if it may look at itself. Behind a cache of unknown length the last columns
+    of a mask are taken for the pass's own, as generation makes them. The pass's own columns of a mask on a CUDA device
     are copied to the CPU, [batch, length] bytes at once, which waits for the device; a single new token of a single row
     is taken for a real one without looking, and nothing is read while a CUDA graph is being captured.
     """
@@ -135,6 +136,10 @@ def padding(mask: torch.Tensor | None, batch: int, length: int, offset: int) -> 
     if mask.dim() == 0 or mask.shape[0] != batch:
         return b""
     if mask.device.type == "cuda" and (batch * length == 1 or captures_graph()):
+        return b""
+    if offset == UNKNOWN_OFFSET:
+        offset = mask.shape[-1] - length
+    if offset < 0:
         return b""
     if mask.dim() == 4 and mask.shape[2] == length and mask.shape[3] >= offset + length:
         own = mask[:, 0, :, offset : offset + length].diagonal(dim1=1, dim2=2)

@@ -140,7 +140,7 @@ class PassObserver:
 
     def _begin_pass(self, passes: list[_Pass], given: Given, offset: int) -> int:
         """Tell the session; returns the tokens in the cache once the pass has ended, or UNKNOWN_OFFSET."""
-        real = padding(given.mask, given.batch, given.length, max(offset, 0))
+        real = padding(given.mask, given.batch, given.length, offset)
         decode = offset != 0 and given.length == 1
         if not given.guessed and all(outer.guessed for outer in passes):
             self._count(sum(real) if real else given.batch * given.length, decode)

@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 
 
 _UNKNOWN_GRAPH = (
-    "a CUDA graph that had been captured before the block was replayed in it: what the hooked modules compute in that "
-    "graph is not in the run; capture the graph inside the block"
+    "a CUDA graph that had been captured before the block was replayed in it: if hooked modules are part of it, what "
+    "they computed there is not in the run; capture the graph inside the block, with torch.cuda.graph"
 )
 
 

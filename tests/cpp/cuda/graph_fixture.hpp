@@ -32,7 +32,7 @@ class GraphedModel {
     // `most_replays` contents of each tensor are made up here. Each rule gets a stream of its own, from `first_stream` on.
     GraphedModel(Gpu& gpu, CudaCapture& capture, std::vector<GraphedTensor> tensors, std::size_t most_replays,
                  std::uint32_t first_stream = 0)
-        : recording(std::make_unique<GraphRecording>(*capture.engine)),
+        : recording(std::make_shared<GraphRecording>(*capture.engine)),
           clock(tensors.size()),
           gpu_(gpu),
           capture_(capture),
@@ -96,16 +96,21 @@ class GraphedModel {
 
     // A forward pass with these facts; expects what a plain capture of the same tensors stores.
     void replay(cuda::Stream stream, const StepFacts& facts = {}) {
-        clock.begin(facts);
+        Step step;
+        step.number = clock.begin(facts);
+        step.prompt = clock.prompt();
+        step.facts = facts;
+        step.calls.assign(taps_.size(), 1);
         recording->before_replay(stream);
         launch(stream);
-        for (std::size_t call = 0; call < recording->calls(); ++call) {
-            const Step& step = clock.fire(recording->tap(call).index);
-            recording->store(call, step, stream);
-            expect(call, step);
+        const std::size_t replay = replays_++;
+        try {
+            recording->store(0, recording->calls(), clock, stream,
+                             [&](const TapPlace& tap) { expect(tap, step, replay); });
+        } catch (...) {
+            clock.end();
+            throw;
         }
-        recording->after_replay(stream);
-        ++replays_;
         if (clock.end()) capture_.engine->end_step();
     }
     void launch(cuda::Stream stream) {
@@ -124,19 +129,18 @@ class GraphedModel {
     }
     cuda::Stream stream() const { return stream_; }
 
-    std::unique_ptr<GraphRecording> recording;
+    std::shared_ptr<GraphRecording> recording;
     StepClock clock;
 
   private:
-    void expect(std::size_t index, const Step& step) {
-        const TapPlace& tap = *taps_[index];
+    void expect(const TapPlace& tap, const Step& step, std::size_t replay) {
         for (const TapRule& rule : tap.rules) {
             const StepFacts& facts = tap.facts_of(step);
+            if (rule.positions.kind == PositionSpec::Kind::list && !facts.known()) continue;  // is refused
             if (!rule.wants(facts, step.number)) continue;
-            const OwnedTensor& tensor = contents_[index][replays_];
+            const OwnedTensor& tensor = contents_[tap.index][replay];
             const Kept kept = keep_positions(rule.positions, facts, tensor.view);
             if (kept.nothing) continue;
-            // One key for each tensor and rule: the tensors stand for calls of one module.
             const Origin origin{rule.stream, step.prompt, step.number, step.calls[tap.index] - 1};
             expect_stored(capture_.expected, capture_.engine->streams()[rule.stream], origin, kept,
                           rule.stored_as(tensor.view.dtype));
