@@ -328,6 +328,7 @@ def test_a_graph_from_before_is_noticed() -> None:
 
 
 def test_a_graph_is_forgotten_when_it_is_reset_or_gone() -> None:
+    gc.collect()  # what tracebacks of earlier tests held
     watch = GraphWatch(make_session())
     watch.start(Passes())
     graph, other = Graph(), Graph()
