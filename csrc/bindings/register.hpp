@@ -13,6 +13,7 @@ namespace nsf {
 DType parse_dtype(const std::string& text);
 
 void register_session(pybind11::module_& module);
+void register_computed_taps(pybind11::module_& module);
 void register_functions(pybind11::module_& module);
 void register_reductions(pybind11::module_& module);
 

@@ -81,10 +81,10 @@ struct Tap {
     PyObject* module = nullptr;  // that it was made for, never followed: a copy of the model is not captured
     std::size_t index = 0;       // in the clock's call counters
     bool is_input = false;       // a forward pre-hook (with kwargs) rather than a forward hook
-    bool is_logits = false;      // may hold the last positions of a pass only
-    bool in_encoder = false;     // of an encoder-decoder model: another sequence than the root's
-    std::string field;           // take this field of the output; empty: its first tensor
-    std::string description;     // "hook 'a' on layer 'b'", for errors
+    SequenceKind sequence = SequenceKind::pass;  // what the rows of its tensors are
+    bool in_encoder = false;  // of an encoder-decoder model: another sequence than the root's
+    std::string field;        // take this field of the output; empty: its first tensor
+    std::string description;  // "hook 'a' on layer 'b'", for errors
     std::vector<TapRule> rules;
 };
 

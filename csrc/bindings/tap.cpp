@@ -83,7 +83,7 @@ void store(const Tap& tap, const Step& step, const StepFacts& facts, const Tenso
     Engine& engine = tap.session->engine;
     for (const TapRule& rule : tap.rules) {
         if (!rule.wants(facts, step.number)) continue;
-        const Kept kept = keep_positions(rule.positions, facts, view, tap.is_logits);
+        const Kept kept = keep_positions(rule.positions, facts, view, tap.sequence);
         if (kept.nothing) continue;
         const Origin origin{rule.stream, step.prompt, step.number, step.calls[tap.index] - 1};
         engine.submit(origin, kept, rule.dtype && is_floating(view.dtype) ? *rule.dtype : view.dtype);

@@ -106,23 +106,25 @@ TEST(Positions, LogitsOfTheLastPositions) {
     StepFacts step = facts(2, 5, 10, {1, 1, 1, 1, 0, 0, 0, 1, 1, 1});
     step.logits_kept = 2;
     const TensorView view = view_of({2, 2, 8});
-    EXPECT_EQ(keep_positions(all(), step, view, true).note,
+    EXPECT_EQ(keep_positions(all(), step, view, SequenceKind::logits).note,
               R"({"positions":[13,14],"real_tokens":[[0,1],[0,2]]})");
-    const Kept each = keep_positions(last(), step, view, true);
+    const Kept each = keep_positions(last(), step, view, SequenceKind::logits);
     EXPECT_EQ(indices(each), (Indices{0, 1}));
     EXPECT_EQ(each.note, R"({"positions":[[13],[14]]})");
-    EXPECT_EQ(indices(keep_positions(list({12, 14, -2}), step, view, true)), (Indices{1, 0}));
-    EXPECT_TRUE(keep_positions(list({12}), step, view, true).nothing);
-    EXPECT_EQ(indices(keep_positions(slice(11, std::nullopt, 2), step, view, true)), Indices{0});
+    EXPECT_EQ(indices(keep_positions(list({12, 14, -2}), step, view, SequenceKind::logits)), (Indices{1, 0}));
+    EXPECT_TRUE(keep_positions(list({12}), step, view, SequenceKind::logits).nothing);
+    EXPECT_EQ(indices(keep_positions(slice(11, std::nullopt, 2), step, view, SequenceKind::logits)),
+              Indices{0});
     // Only logits are cut short; another tensor of that length is another sequence.
     EXPECT_EQ(keep_positions(all(), step, view).note, "");
     // More than the pass has, or all of it.
     step.logits_kept = 50;
-    EXPECT_EQ(keep_positions(last(), step, view_of({2, 5, 8}), true).note, R"({"positions":[[13],[14]]})");
+    EXPECT_EQ(keep_positions(last(), step, view_of({2, 5, 8}), SequenceKind::logits).note,
+              R"({"positions":[[13],[14]]})");
     // A row without a real token among those kept.
     step.mask = {1, 1, 0, 0, 0, 1, 1, 1, 1, 1};
     step.logits_kept = 1;
-    EXPECT_EQ(keep_positions(last(), step, view_of({2, 1, 8}), true).note,
+    EXPECT_EQ(keep_positions(last(), step, view_of({2, 1, 8}), SequenceKind::logits).note,
               R"({"positions":[14],"real_tokens":[[],[0,1]]})");
 }
 
