@@ -52,6 +52,7 @@ class JournalRecord:
     end: int
     crc32c: int
     note: StepNote
+    is_indices: bool = False
 
     @property
     def key(self) -> str:
@@ -62,6 +63,7 @@ class JournalRecord:
             call=self.call,
             is_input=self.is_input,
             is_scale=self.is_scale,
+            is_indices=self.is_indices,
         )
 
 
@@ -96,8 +98,8 @@ def parse_journal(data: bytes, name: str) -> Journal:
         try:
             kind, rest = payload[0], payload[1:]
             if kind == _STREAM_KIND:
-                stream, is_input = _STREAM.unpack_from(rest)
-                streams[stream] = (rest[_STREAM.size :].decode(), bool(is_input))
+                stream, side = _STREAM.unpack_from(rest)
+                streams[stream] = (rest[_STREAM.size :].decode(), bool(side & 1), bool(side & 2))
             elif kind == _NOTE_KIND:
                 note = decode_note(rest)
             elif kind == _RECORD_KIND:
@@ -149,10 +151,11 @@ def _parse_record(rest: bytes, dtype: DType, streams: dict[int, tuple[str, bool]
     offset, size, crc32c = _RECORD_BACK.unpack_from(rest, back)
     if size != math.prod(shape) * dtype.size:
         raise _BadEntry
-    hook_id, is_input = streams[stream]
+    hook_id, is_input, is_indices = streams[stream]
     return JournalRecord(
         hook_id=hook_id,
         is_input=is_input,
+        is_indices=is_indices,
         stream=stream,
         prompt=prompt,
         step=step,
