@@ -104,10 +104,11 @@ def _install(interface: Any) -> None:
         name = attn_implementation if isinstance(attn_implementation, str) else "eager"
 
         def attention_function(*args: Any, **kwargs: Any) -> Any:
+            result = function(*args, **kwargs)
             module = args[0] if args else kwargs.get("module")
-            if id(module) not in _listeners:
-                return function(*args, **kwargs)
-            return _call_and_tell(function, name, args, kwargs)
+            if id(module) in _listeners:
+                _tell(name, args, kwargs, result)
+            return result
 
         return attention_function
 
@@ -127,8 +128,7 @@ def _uninstall() -> None:
     _installed = None
 
 
-def _call_and_tell(function: Any, implementation: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    result = function(*args, **kwargs)
+def _tell(implementation: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
     named = dict(zip(_PARAMETERS, args, strict=False))
     options = {name: value for name, value in kwargs.items() if name not in _PARAMETERS}
     module, query, key, value, mask = ({**named, **kwargs}.get(name) for name in _PARAMETERS)
@@ -136,10 +136,10 @@ def _call_and_tell(function: Any, implementation: str, args: tuple[Any, ...], kw
     given = AttentionGiven(implementation, module, query, key, value, mask, options, output)  # type: ignore[arg-type]
     for listener in _listeners.get(id(module), ()):
         listener(given)
-    return result
 
 
-# torch.compile cannot trace what the captures do with the call: it ends its graph before it and goes on behind.
-_call_and_tell = torch.compiler.disable(
-    _call_and_tell, reason="neuroscope-fast captures this attention, which cannot be compiled into one graph"
+# torch.compile cannot trace what the captures do with a call: it ends its graph before it and goes on behind. Only this
+# is kept from it, not the attention function, which may be one that compiles itself (flex attention).
+_tell = torch.compiler.disable(
+    _tell, reason="neuroscope-fast captures this attention, which cannot be compiled into one graph"
 )

@@ -85,10 +85,22 @@ class ComputedAttentionTap:
         """What a module of the older style has returned."""
         pattern = pattern.detach()
         wanted = self.native.begin(module, pattern, list(pattern.shape))
-        if wanted is not None:
-            self._store(wanted, _call_with(pattern, _padding(wanted, pattern)))
+        if wanted is None:
+            return
+        if not self._checked:
+            sums = pattern[0, :, -1].sum(-1, dtype=torch.float32)
+            if not bool(torch.all((sums < 1.02) & (sums > -0.02))):
+                raise self._error("what the module has returned beside its output is no pattern")
+            self._checked.add(True)
+        self._store(wanted, _call_with(pattern, _padding(wanted, pattern)))
 
     def _store(self, wanted: ComputedCall, call: AttentionCall) -> None:
+        try:
+            self._compute(wanted, call)
+        except ValueError as error:
+            raise self._error(str(error)) from error
+
+    def _compute(self, wanted: ComputedCall, call: AttentionCall) -> None:
         heads = self._heads(call.query.shape[1])
         for number, (stream, chosen) in enumerate(wanted.wanted):
             rows = torch.tensor(chosen) if chosen is not None and chosen and isinstance(chosen[0], list) else chosen
@@ -195,9 +207,6 @@ class ReturnedPattern:
                     "the module has returned none; load the model with attn_implementation='eager', and call it with "
                     "output_attentions=True where it asks for that"
                 )
-            sums = pattern[0, :, -1].detach().sum(-1, dtype=torch.float32)
-            if not bool(torch.all((sums < 1.02) & (sums > -0.02))):
-                raise CaptureError(f"{tap.description}: what the module has returned beside its output is no pattern")
             with torch.no_grad():
                 tap.take_pattern(module, pattern)
 

@@ -108,6 +108,7 @@ def collect(session: Session, plan: Plan, *, on_disk: bool, published: Callable[
         for number, is_input in users[record.stream]:
             hook = hooks[number]
             part = hook.output.part if hook.output is not None else None
+            heads = list(part.heads) if part is not None and part.heads is not None else None
             if stored is not None:
                 own = tensor_key(hook.hook_id, record.step, prompt=record.prompt, call=record.call, is_input=is_input)
                 collected.tensors[own] = stored
@@ -127,7 +128,7 @@ def collect(session: Session, plan: Plan, *, on_disk: bool, published: Callable[
                     call=record.call,
                     positions=note.positions,
                     real_tokens=note.real_tokens,
-                    heads=part.heads if part is not None else None,
+                    heads=heads,
                     reduction=part.reduction if part is not None else None,
                     source_dtype=None if record.source_dtype == record.dtype else record.source_dtype,
                     scale=scale if on_disk else None,
