@@ -28,7 +28,10 @@ _CAUSAL: dict[str, tuple[str, dict[str, Any]]] = {
     "smollm3": ("SmolLM3", LLAMA_SIZES),
     "nemotron": ("Nemotron", LLAMA_SIZES),
     "glm4": ("Glm4", {**LLAMA_SIZES, "head_dim": 16}),
-    "mpt": ("Mpt", {**architectures._COMMON, "d_model": 48, "n_heads": 4, "n_layers": 2, "max_seq_len": 128, "use_cache": True}),
+    "mpt": (
+        "Mpt",
+        {**architectures._COMMON, "d_model": 48, "n_heads": 4, "n_layers": 2, "max_seq_len": 128, "use_cache": True},
+    ),
 }
 _OTHERS: dict[str, Callable[[], nn.Module]] = {
     "bart": lambda: transformers.BartForConditionalGeneration(

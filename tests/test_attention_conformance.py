@@ -75,7 +75,9 @@ def test_decoders(name: str, dtype: torch.dtype) -> None:
                 assert record.positions == [LENGTHS[0] + record.step - 1]
 
 
-def forced(eager: nn.Module, inputs: dict[str, torch.Tensor], sequences: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:
+def forced(
+    eager: nn.Module, inputs: dict[str, torch.Tensor], sequences: torch.Tensor
+) -> list[tuple[torch.Tensor, ...]]:
     """The patterns of each step of a generation that writes `sequences`."""
     prompt = inputs["input_ids"].shape[1]
     output = None

@@ -111,11 +111,17 @@ def test_a_static_cache(name: str) -> None:
         for one, other in zip(growing[reduction], static[reduction], strict=True):
             torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
     for step, (one, other) in enumerate(
-        zip(growing[f"model.layers.{last}_attention_pattern"], static[f"model.layers.{last}_attention_pattern"], strict=True)
+        zip(
+            growing[f"model.layers.{last}_attention_pattern"],
+            static[f"model.layers.{last}_attention_pattern"],
+            strict=True,
+        )
     ):
         torch.testing.assert_close(other[..., : length + step], one, rtol=0, atol=1e-6)
         assert not other[..., length + step :].any()
-    assert [record.positions for record in growing["key"].records] == ([None] * 3 if name != "gemma3" else [None, [], []])
+    assert [record.positions for record in growing["key"].records] == (
+        [None] * 3 if name != "gemma3" else [None, [], []]
+    )
     assert static["key"].records[2].positions == []
 
 
@@ -155,7 +161,9 @@ def test_sdpa_reads_its_flags() -> None:
     assert torch.allclose(attention_pattern(attention_call(given("sdpa"), None)), dense(given("sdpa"), causal))
     # Its own flag comes before the module's; without either, causal; a mask or a single query is never causal.
     module = SimpleNamespace(is_causal=False)
-    assert torch.allclose(attention_pattern(attention_call(given("sdpa", module), None)), dense(given("sdpa"), torch.zeros(5, 5)))
+    assert torch.allclose(
+        attention_pattern(attention_call(given("sdpa", module), None)), dense(given("sdpa"), torch.zeros(5, 5))
+    )
     assert attention_call(given("sdpa", module, is_causal=True), None).causal_offset == 0
     assert attention_call(given("sdpa", SimpleNamespace()), None).causal_offset == 0
     assert attention_call(given("sdpa", queries=1), None).causal_offset is None
@@ -169,8 +177,16 @@ def test_sdpa_reads_its_flags() -> None:
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("sdpa", "sdpa"), ("paged|sdpa", "sdpa"), ("eager", "eager"), ("paged|eager", None), ("flex_attention", "flex"),
-     ("flash_attention_3", "flash"), ("kernels-community/vllm-flash-attn3", "flash"), ("mine", None)],
+    [
+        ("sdpa", "sdpa"),
+        ("paged|sdpa", "sdpa"),
+        ("eager", "eager"),
+        ("paged|eager", None),
+        ("flex_attention", "flex"),
+        ("flash_attention_3", "flash"),
+        ("kernels-community/vllm-flash-attn3", "flash"),
+        ("mine", None),
+    ],
 )
 def test_names_of_implementations(name: str, kind: str | None) -> None:
     assert attention_kind(name) == kind

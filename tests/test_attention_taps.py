@@ -75,8 +75,10 @@ def test_reductions_are_those_of_the_full_pattern(name: str, side: str) -> None:
     layer = "transformer.h.1" if name == "bloom" else "model.layers.0"
     heads = [3, 0, 1]
     hooks = [pattern("all", layer), pattern("some", layer, heads=heads)]
-    hooks += [pattern(each, layer, reduction=each, heads=[-1, 0, 1], top_k=3 if each == "top_k" else 8) for each in
-              PATTERN_REDUCTIONS]
+    hooks += [
+        pattern(each, layer, reduction=each, heads=[-1, 0, 1], top_k=3 if each == "top_k" else 8)
+        for each in PATTERN_REDUCTIONS
+    ]
     hooks += [pattern(f"last {each}", layer, reduction=each, positions="last") for each in PATTERN_REDUCTIONS]
     inputs = padded((7, 3), side)
     with nsf.capture(model, hooks) as cap:
@@ -141,8 +143,15 @@ def test_rows_are_chosen_before_anything_is_computed() -> None:
     hooks += [{"layer_name": "model.layers.0", "component": "head_output", "hook_id": "whole"}]
     norm = {"layer_name": "model.layers.0", "component": "head_output", "reduction": "head_norm"}
     hooks += [{**norm, "hook_id": "norm"}, {**norm, "hook_id": "norm of last", "positions": "last", "heads": [2]}]
-    hooks += [{"layer_name": "model.layers.0", "component": "head_output", "hook_id": "out", "positions": "last",
-               "heads": [3, 1]}]
+    hooks += [
+        {
+            "layer_name": "model.layers.0",
+            "component": "head_output",
+            "hook_id": "out",
+            "positions": "last",
+            "heads": [3, 1],
+        }
+    ]
     with nsf.capture(model, hooks) as cap:
         model(**inputs)
     run = cap.result
@@ -277,7 +286,9 @@ def test_training_is_not_touched() -> None:
         with torch.enable_grad():
             if hooked:
                 with nsf.capture(model, hooks) as cap:
-                    model(**architectures.inputs("llama"), labels=architectures.inputs("llama")["input_ids"])[0].backward()
+                    model(**architectures.inputs("llama"), labels=architectures.inputs("llama")["input_ids"])[
+                        0
+                    ].backward()
                 assert {len(cap.result[hook_id]) for hook_id in cap.hook_ids} == {1}
             else:
                 model(**architectures.inputs("llama"), labels=architectures.inputs("llama")["input_ids"])[0].backward()

@@ -32,7 +32,9 @@ def returns_pattern(module: nn.Module) -> bool:
     if owner.__module__.partition(".")[0] not in ("transformers", "transformers_modules"):
         return False
     functions = (_plain(value) for value in vars(owner).values() if inspect.isfunction(value))
-    return not calls_attention_function(module) and any("softmax" in function.__code__.co_names for function in functions)
+    return not calls_attention_function(module) and any(
+        "softmax" in function.__code__.co_names for function in functions
+    )
 
 
 def function_node(node: Node) -> Node | None:
