@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
+from itertools import groupby
 from typing import NamedTuple
 
 import torch
@@ -74,7 +75,7 @@ def logit_blocks(call: AttentionCall, selection: Selection, *, sinks: bool = Fal
     buffer = call.query.new_empty(0, dtype=call.sums_dtype)
     positions = selection.positions(call)
     for batch in range(call.query.shape[0]):
-        products = _Products(call, batch, selection.heads)
+        products = _Products(call, batch)
         for first in range(0, selection.count, step):
             rows = slice(first, min(first + step, selection.count))
             index = rows if selection.rows is None else selection.rows[batch, rows]
@@ -104,46 +105,49 @@ def logit_blocks(call: AttentionCall, selection: Selection, *, sinks: bool = Fal
 
 
 class _Products:
-    """Query times keys for one batch row; of keys that must be converted, little at a time."""
+    """Query times keys for one batch row."""
 
-    def __init__(self, call: AttentionCall, batch: int, heads: list[int]) -> None:
-        self.call = call
-        self.query, self.key = call.query[batch], call.key[batch]
-        key_heads = {head // call.queries_per_key_head for head in heads}
-        _, keys, size = self.key.shape
-        bytes_of_key = size * call.sums_dtype.itemsize
-        self.hold = self.key.dtype != call.sums_dtype and len(key_heads) * keys * bytes_of_key <= _HELD_BYTES
-        self.held: dict[int, Tensor] = {}
-        self.piece = max(1, _PIECE_BYTES // bytes_of_key)
+    def __init__(self, call: AttentionCall, batch: int) -> None:
+        self.query, self.key, self.scale = call.query[batch], call.key[batch], call.scale
+        self.group = call.queries_per_key_head
+        self.whole = self.key.numel() * call.sums_dtype.itemsize <= _HELD_BYTES
+        if self.whole:
+            self.key = self.key.to(call.sums_dtype)
 
     @cached_property
     def finite(self) -> bool:
         """Whether all keys are finite. An overflow of their sum, which says no, costs nothing but time."""
-        return bool(self.key.sum(dtype=self.call.sums_dtype).isfinite())
+        return bool(self.key.sum(dtype=torch.promote_types(self.key.dtype, torch.float32)).isfinite())
 
     def write(self, heads: list[int], index: Index, start: int, logits: Tensor) -> None:
         """Scaled products of the query rows `index` with keys from `start` on, to `logits` [heads, rows, keys]."""
-        if logits.shape[2] == 0:
+        if logits.numel() == 0:
             return
         query = _taken(self.query, heads, index).to(logits.dtype)
-        group = self.call.queries_per_key_head
         first = 0
-        while first < len(heads):  # the heads that follow each other and share a key head, in one product
-            last = first + 1
-            while last < len(heads) and heads[last] // group == heads[first] // group:
-                last += 1
-            rows = query[first:last].reshape(-1, query.shape[2])
-            self._write(rows, heads[first] // group, start, logits[first:last].view(-1, logits.shape[2]))
-            first = last
+        for key_heads, sharing in _key_heads(heads, self.group):
+            count = len(key_heads) * sharing
+            shape = (len(key_heads), sharing * logits.shape[1], -1)
+            target, rows = logits[first : first + count].view(shape), query[first : first + count].reshape(shape)
+            first += count
+            key = self.key[key_heads.start : key_heads.stop, start : start + logits.shape[2]]
+            row_bytes = len(key_heads) * key.shape[2] * logits.itemsize
+            piece = key.shape[1] if self.whole else max(1, _PIECE_BYTES // row_bytes)
+            for begin in range(0, key.shape[1], piece):
+                part = key[:, begin : begin + piece].to(logits.dtype).transpose(1, 2)
+                target[..., begin : begin + piece].baddbmm_(rows, part, beta=0, alpha=self.scale)
 
-    def _write(self, rows: Tensor, key_head: int, start: int, logits: Tensor) -> None:
-        if self.hold and key_head not in self.held:
-            self.held[key_head] = self.key[key_head].to(logits.dtype)
-        key = self.held[key_head] if self.hold else self.key[key_head]
-        for first in range(0, logits.shape[1], self.piece):
-            target = logits[:, first : first + self.piece]
-            piece = key[start + first : start + first + target.shape[1]].to(logits.dtype)
-            target.addmm_(rows, piece.T, beta=0, alpha=self.call.scale)
+
+def _key_heads(heads: list[int], group: int) -> Iterator[tuple[range, int]]:
+    """Key heads that follow each other and how many of the given heads, which follow each other, read each of them."""
+    shared = [(key_head, len(list(each))) for key_head, each in groupby(head // group for head in heads)]
+    while shared:
+        first, sharing = shared[0]
+        count = 1
+        while count < len(shared) and shared[count] == (first + count, sharing):
+            count += 1
+        yield range(first, first + count), sharing
+        del shared[:count]
 
 
 class _Sight:

@@ -86,6 +86,6 @@ def _implementation(call: AttentionCall) -> ModuleType:
     from .kernels.launch import import_triton
 
     import_triton()
-    from .kernels import attention_pattern as kernels
+    from .kernels import attention_launch
 
-    return kernels
+    return attention_launch

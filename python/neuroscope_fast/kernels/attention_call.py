@@ -146,7 +146,7 @@ def select(call: AttentionCall, heads: list[int] | None, rows: Rows | None) -> S
     outside = indices[(indices < 0) | (indices >= queries)]
     if outside.numel():
         raise ValueError(f"there is no query row {int(outside[0])}; the rows are 0 to {queries - 1}")
-    indices = indices.to(call.query.device).expand(batch, indices.shape[-1])
+    indices = indices.to(call.query.device, non_blocking=True).expand(batch, indices.shape[-1])
     return Selection(chosen, indices, indices.shape[1])
 
 
@@ -174,10 +174,13 @@ def checked_reduction(
     batch, _, queries, keys = call.logits_shape
     wanted: Tensor | None = None
     if name == "sink":
-        first = torch.as_tensor(first_key, device=call.query.device)
-        if first.shape not in ((), (batch,)) or first.dtype not in (torch.int64, torch.int32):
-            raise ValueError(f"first_key is an index or one for each of {batch} batch rows, not {_axes(first)}")
-        wanted = first.to(torch.int64).reshape(-1, 1).expand(batch, selection.count)
+        first = first_key
+        if not isinstance(first, Tensor):
+            first = torch.full((batch,), first, device=call.query.device)
+        if first.shape != (batch,) or first.dtype not in (torch.int64, torch.int32):
+            raise ValueError(f"first_key is one index or {batch}, not {first.dtype} {_axes(first)}")
+        first = first.to(call.query.device, torch.int64, non_blocking=True)
+        wanted = first[:, None].expand(batch, selection.count)
     elif name == "previous":
         offset = keys - queries if own_offset is None else own_offset
         wanted = selection.positions(call) + (offset - 1)
