@@ -28,18 +28,10 @@ class FlashReference:
         self.patterns: list[torch.Tensor] = []
 
     def __call__(
-        self,
-        module: nn.Module,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        mask: torch.Tensor | None,
-        scaling: float | None = None,
-        sliding_window: int | None = None,
-        softcap: float | None = None,
-        s_aux: torch.Tensor | None = None,
-        **_: Any,
+        self, _module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **options: Any
     ) -> tuple[torch.Tensor, None]:
+        scaling, softcap, s_aux = (options.get(name) for name in ("scaling", "softcap", "s_aux"))
+        sliding_window = options.get("sliding_window")
         batch, heads, queries, size = query.shape
         keys = key.shape[2]
         key, value = (each.repeat_interleave(heads // each.shape[1], 1) for each in (key, value))
@@ -208,15 +200,14 @@ def test_an_implementation_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
     model.config._attn_implementation = "mine"
     inputs = architectures.inputs("llama")
     with pytest.raises(HookError, match="cannot be told of the attention implementation 'mine'; load the model with"):
-        with nsf.capture(model, "model.layers.0:attention_pattern"):
-            pass
+        nsf.capture(model, "model.layers.0:attention_pattern").__enter__()
     with nsf.capture(model, "model.layers.0:query:query") as cap:
         model(**inputs)
     assert len(cap.result["query"]) == 1
     model.config._attn_implementation = "sdpa"
-    with pytest.raises(CaptureError, match="reads its arguments is not known"):
-        with nsf.capture(model, "model.layers.0:attention_pattern"):
-            model.config._attn_implementation = "mine"
+    with nsf.capture(model, "model.layers.0:attention_pattern"):
+        model.config._attn_implementation = "mine"
+        with pytest.raises(CaptureError, match="reads its arguments is not known"):
             model(**inputs)
 
 
@@ -229,9 +220,11 @@ def test_attention_that_does_more_than_it_is_told_is_refused(monkeypatch: pytest
 
     monkeypatch.setitem(mapping, "sdpa", sharper)
     model = build("llama")
-    with pytest.raises(CaptureError, match="is not what its query, key and mask say") as caught:
-        with nsf.capture(model, "model.layers.0:attention_pattern:p"):
-            model(**architectures.inputs("llama"))
+    with (
+        nsf.capture(model, "model.layers.0:attention_pattern:p"),
+        pytest.raises(CaptureError, match="is not what its query, key and mask say") as caught,
+    ):
+        model(**architectures.inputs("llama"))
     assert "hook 'p' on layer 'model.layers.0'" in str(caught.value)
 
 

@@ -205,7 +205,7 @@ def test_on_disk_and_back(tmp_path: Path) -> None:
         {"layer_name": "model.layers.1", "component": "key", "heads": [1], "hook_id": "key"},
     ]
     options = {"ring_bytes": 1 << 16, "block_bytes": 1 << 12}
-    with nsf.capture(model, hooks, out=tmp_path / "run", **options) as cap:
+    with nsf.capture(model, hooks, out=tmp_path / "run", **options):
         model.generate(**inputs, **{**GENERATE, "max_new_tokens": 40, "min_new_tokens": 40})
         with pytest.warns(RunIncompleteWarning, match="is still being written"):
             early = nsf.open(tmp_path / "run")
@@ -213,12 +213,14 @@ def test_on_disk_and_back(tmp_path: Path) -> None:
     assert run.verify() == []
     top = run["top"].records[1]
     assert (top.heads, top.reduction, top.shape) == ([3], "top_k", [2, 1, 1, 2])
-    assert top.data is not None and top.indices is not None
+    assert top.data is not None
+    assert top.indices is not None
     assert (top.data.key, top.indices.key) == ("top/000001", "top/000001/indices")
     assert run["same"].records[1].indices == top.indices
     assert run["coded"].indices[0].dtype == torch.int32
     assert [record.step for record in run["mean"].records] == list(range(1, 40))
-    assert early["top"].records and set(map(str, early["top"].records)) <= set(map(str, run["top"].records))
+    assert early["top"].records
+    assert set(map(str, early["top"].records)) <= set(map(str, run["top"].records))
     assert torch.equal(early["top"].indices[0], run["top"].indices[0])
     assert torch.equal(early["top"][0], run["top"][0])
     again = nsf.capture(model, tmp_path / "run" / "activation_capture.json")
@@ -229,7 +231,7 @@ def test_on_disk_and_back(tmp_path: Path) -> None:
     assert torch.equal(again.result["top"].indices[0], run["top"].indices[0])
     assert again.result["key"][0].shape == (2, 1, 7, 12)
     with pytest.raises(RunError, match="holds no indices: they belong to the reduction top_k"):
-        run["mean"].indices
+        _ = run["mean"].indices
 
 
 @pytest.mark.parametrize(
@@ -268,9 +270,13 @@ def test_a_model_of_the_older_style_under_another_attention() -> None:
     sizes = {**architectures._COMMON, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
     model = transformers.FalconForCausalLM(transformers.FalconConfig(**sizes)).eval()
     inputs = architectures.inputs("llama")
-    with pytest.raises(CaptureError, match="only under eager attention, and the module has returned none") as caught:
+
+    def run() -> None:
         with nsf.capture(model, "transformer.h.*:attention_pattern"):
             model(**inputs)
+
+    with pytest.raises(CaptureError, match="only under eager attention, and the module has returned none") as caught:
+        run()
     assert "\n" not in str(caught.value)
     model.set_attn_implementation("eager")
     with warnings.catch_warnings(), nsf.capture(model, "transformer.h.*:attention_pattern") as cap:

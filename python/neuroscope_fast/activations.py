@@ -200,7 +200,7 @@ class Activations(Sequence["torch.Tensor"]):
             dtypes[record.dtype] = dtypes.get(record.dtype, 0) + 1
         return f"<Activations {self.hook_id}: {len(self)} tensors, {self._shapes()}, {summarise(dtypes)}>"
 
-    def _kind(self) -> str | None:
+    def _kind(self) -> str:
         """What says on which axis the sequence lies."""
         record = self._records[0]
         return record.reduction or record.component

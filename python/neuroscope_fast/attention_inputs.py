@@ -152,13 +152,13 @@ def _biased(mask: torch.Tensor | None, bias: Any, keys: int) -> torch.Tensor | N
         mask = mask.detach()[..., :keys]
     if not isinstance(bias, torch.Tensor):
         return mask
-    bias = bias.detach()[..., :keys].to(torch.float32)
+    added: torch.Tensor = bias.detach()[..., :keys].to(torch.float32)
     if mask is None:
-        return bias
+        return added
     if mask.dtype == torch.bool:
-        return torch.where(mask, bias, float("-inf"))
+        return torch.where(mask, added, float("-inf"))
     hidden = mask <= torch.finfo(mask.dtype).min / 2
-    return torch.where(hidden, float("-inf"), bias + mask)
+    return torch.where(hidden, float("-inf"), added + mask)
 
 
 def _sinks(sinks: Any) -> torch.Tensor | None:

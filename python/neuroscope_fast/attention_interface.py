@@ -41,7 +41,8 @@ Listener = Callable[[AttentionGiven], None]
 _lock = threading.RLock()
 _listeners: dict[int, tuple[Listener, ...]] = {}
 """By the id of the module; replaced, never changed, so that a call may go through them without the lock."""
-_installed: Callable[..., Any] | None = None
+_installed: list[Callable[..., Any]] = []
+"""What stands in the place of `get_interface`: at most one."""
 
 
 class Listening:
@@ -76,30 +77,27 @@ class Listening:
 
 
 def _interface() -> Any:
-    try:
-        from transformers.modeling_utils import AttentionInterface
-    except ImportError:
-        AttentionInterface = None
-    if not callable(getattr(AttentionInterface, "get_interface", None)):
-        import transformers
+    import transformers
+    from transformers import modeling_utils
 
+    interface = getattr(modeling_utils, "AttentionInterface", None)
+    if not callable(getattr(interface, "get_interface", None)):
         raise HookError(
             f"transformers {transformers.__version__} has no AttentionInterface.get_interface, through which attention "
             "is captured; install transformers 5.10 or newer"
         )
-    return AttentionInterface
+    return interface
 
 
 def _install(interface: Any) -> None:
-    global _installed
     original = vars(interface)["get_interface"]
-    if original is _installed:
+    if original in _installed:
         return
 
     def get_interface(self: Any, attn_implementation: Any, default: Any) -> Any:
         function = original(self, attn_implementation, default)
         # Somebody may have kept this one, and put its own before it: then a later one listens.
-        if _installed is not get_interface:
+        if get_interface not in _installed:
             return function
         name = attn_implementation if isinstance(attn_implementation, str) else "eager"
 
@@ -113,33 +111,30 @@ def _install(interface: Any) -> None:
         return attention_function
 
     get_interface.__wrapped__ = original  # type: ignore[attr-defined]
-    _installed = get_interface
+    _installed[:] = [get_interface]
     interface.get_interface = get_interface
 
 
 def _uninstall() -> None:
-    global _installed
-    if _installed is None:
-        return
-    interface = _interface()
-    # Not ours any more: somebody has put another over it, which must be left to them. Ours then only passes on.
-    if vars(interface)["get_interface"] is _installed:
-        interface.get_interface = _installed.__wrapped__  # type: ignore[attr-defined]
-    _installed = None
+    for ours in _installed:
+        interface = _interface()
+        # Not ours any more: somebody has put another over it, which must be left to them. Ours then only passes on.
+        if vars(interface)["get_interface"] is ours:
+            interface.get_interface = ours.__wrapped__
+    _installed.clear()
 
 
 def _tell(implementation: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-    named = dict(zip(_PARAMETERS, args, strict=False))
+    named: dict[str, Any] = {"attention_mask": None, **dict(zip(_PARAMETERS, args, strict=False)), **kwargs}
     options = {name: value for name, value in kwargs.items() if name not in _PARAMETERS}
-    module, query, key, value, mask = ({**named, **kwargs}.get(name) for name in _PARAMETERS)
-    output = result[0] if isinstance(result, tuple) else result
-    given = AttentionGiven(implementation, module, query, key, value, mask, options, output)  # type: ignore[arg-type]
+    module, query, key, value, mask = [named[name] for name in _PARAMETERS]
+    output: Any = result[0] if isinstance(result, tuple) else result
+    given = AttentionGiven(implementation, module, query, key, value, mask, options, output)
     for listener in _listeners.get(id(module), ()):
         listener(given)
 
 
 # torch.compile cannot trace what the captures do with a call: it ends its graph before it and goes on behind. Only this
 # is kept from it, not the attention function, which may be one that compiles itself (flex attention).
-_tell = torch.compiler.disable(
-    _tell, reason="neuroscope-fast captures this attention, which cannot be compiled into one graph"
-)
+_disable: Any = torch.compiler.disable
+_tell = _disable(_tell, reason="neuroscope-fast captures this attention, which cannot be compiled into one graph")

@@ -6,6 +6,7 @@ query rows that are stored, after a native tap has said which these are.
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -185,7 +186,7 @@ class AttentionTaps:
 
 
 class ReturnedPattern:
-    """A forward hook: the pattern that a module of the older style returns beside its output."""
+    """A forward hook: the pattern that a module of the older style returns beside its output. Not for torch.compile."""
 
     def __init__(self, module: nn.Module, taps: list[ComputedAttentionTap]) -> None:
         self._module = weakref.ref(module)
@@ -194,7 +195,6 @@ class ReturnedPattern:
     def __deepcopy__(self, _memo: dict[int, Any]) -> ReturnedPattern:
         return self
 
-    @torch.compiler.disable(reason="neuroscope-fast captures the pattern that this attention returns")  # type: ignore[untyped-decorator]
     def __call__(self, module: nn.Module, _args: Any, output: Any) -> None:
         if self._module() is not module:
             return
@@ -209,6 +209,17 @@ class ReturnedPattern:
                 )
             with torch.no_grad():
                 tap.take_pattern(module, pattern)
+
+
+def returned_pattern_hook(module: nn.Module, taps: list[ComputedAttentionTap]) -> Callable[..., None]:
+    """A `ReturnedPattern` that the compiler does not enter."""
+    disable: Any = torch.compiler.disable
+    reason = "neuroscope-fast captures the pattern that this attention returns"
+    return functools.partial(disable(_call, reason=reason), ReturnedPattern(module, taps))
+
+
+def _call(returned: ReturnedPattern, module: nn.Module, args: Any, output: Any) -> None:
+    returned(module, args, output)
 
 
 def _call_with(pattern: torch.Tensor, padding: torch.Tensor | None) -> AttentionCall:

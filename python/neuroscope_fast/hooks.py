@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from .attachment import Attachment
 from .errors import HookError
 from .model_map import Place, ResolvedHook
-from .passes import PassObserver, encoder_of
+from .passes import encoder_of
 from .positions import position_slice
 
 if TYPE_CHECKING:
@@ -107,14 +107,7 @@ def make_plan(resolved: Iterable[ResolvedHook], default_dtype: str | None) -> Pl
     return plan
 
 
-def attach_taps(
-    model: nn.Module,
-    plan: Plan,
-    session: Session,
-    attachment: Attachment,
-    compiled: CompiledCode,
-    observer: PassObserver,
-) -> None:
+def attach_taps(model: nn.Module, plan: Plan, session: Session, attachment: Attachment, compiled: CompiledCode) -> None:
     """Put the plan's taps on the model."""
     encoder = encoder_of(model)
     encoder_modules = {id(module) for module in encoder.modules()} if encoder is not None else set()
@@ -143,7 +136,7 @@ def attach_taps(
     if any(tap.place.side == "attention" for tap in plan.taps):
         from .attention_attach import attach_attention
 
-        attach_attention(model, plan, session, attachment, observer, encoder_modules)
+        attach_attention(model, plan, session, attachment, compiled.observer)
 
 
 def native_rules(tap: TapPlan) -> list[tuple[int, str | None, str | list[int] | slice, str, int]]:

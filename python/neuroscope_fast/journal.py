@@ -88,7 +88,7 @@ def parse_journal(data: bytes, name: str) -> Journal:
     """
     dtype, data_start = _parse_header(data, name)
     records: list[JournalRecord] = []
-    streams: dict[int, tuple[str, bool]] = {}
+    streams: dict[int, tuple[str, bool, bool]] = {}
     note = StepNote()
     position, end_of_data = _HEADER.size, 0
     while True:
@@ -142,7 +142,9 @@ def _entry_at(data: bytes, position: int) -> bytes | None:
     return payload if zlib.crc32(payload) == crc else None
 
 
-def _parse_record(rest: bytes, dtype: DType, streams: dict[int, tuple[str, bool]], note: StepNote) -> JournalRecord:
+def _parse_record(
+    rest: bytes, dtype: DType, streams: dict[int, tuple[str, bool, bool]], note: StepNote
+) -> JournalRecord:
     stream, prompt, step, call, is_scale, source, rank = _RECORD_FRONT.unpack_from(rest)
     back = _RECORD_FRONT.size + 8 * rank
     if rank > MAX_RANK or len(rest) != back + _RECORD_BACK.size or source >= len(DTYPES) or stream not in streams:

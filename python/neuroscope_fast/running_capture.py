@@ -99,7 +99,7 @@ class RunningCapture:
         self._compiled = CompiledCode(self._observer, self._attachment)
         self._compiled.start()
         self._observer.attach_first(self._attachment, self._compiled)
-        attach_taps(model, self.plan, self.session, self._attachment, self._compiled, self._observer)
+        attach_taps(model, self.plan, self.session, self._attachment, self._compiled)
         self._observer.attach_last(self._attachment, self._compiled)
         self._compiled.forget_code()
         if self._directory is not None:
