@@ -6,6 +6,7 @@ import re
 
 import architectures
 from architectures import EXPERTS, HIDDEN, VOCAB
+from neuroscope_fast.head_options import HEAD_COMPONENTS
 
 # Layer name, component and tapped module. A module that begins with a dot is below the layer name; where none
 # is given it is the layer name itself. `#` is each layer.
@@ -149,12 +150,27 @@ def expected(name: str) -> set[tuple[str, str, str]]:
         path = module[0] if module else layer
         path = {"(model)": ""}.get(path, layer + path if path.startswith(".") else path)
         for index in range(layer_count(name)) if "#" in line else (0,):
-            rows.add((layer.replace("#", str(index)), component, path.replace("#", str(index))))
+            at = layer.replace("#", str(index)), path.replace("#", str(index))
+            rows.add((at[0], component, at[1]))
+            if component == "attention":
+                rows |= {(at[0], each, at[1] + FUNCTION_MODULE.get(name, "")) for each in head_components(name)}
     return rows
 
 
+FUNCTION_MODULE = {"bert": ".self"}
+"""Where the attention module is not itself the one that calls the attention function."""
+
+
+def head_components(name: str) -> tuple[str, ...]:
+    """What an attention module of the architecture has besides its output."""
+    return ("attention_pattern",) if name == "bloom" else HEAD_COMPONENTS
+
+
 def trailing_size(name: str, layer: str, component: str) -> int | None:
-    """What the last dimension of a component's tensor is; None for norms inside of attention."""
+    """What the last dimension of a component's tensor is; None for norms inside of attention, and what is split by
+    head."""
+    if component in HEAD_COMPONENTS:
+        return None
     if component == "logits":
         return VOCAB
     if component == "router":

@@ -25,7 +25,7 @@ def test_patterns_for_repeated_layers(folder: Path, capsys: Capsys) -> None:
     lines = done.out.splitlines()
     assert lines[0] == "places  hook"
     assert "    12  model.layers.{0..11}:residual" in lines
-    assert len(lines) < 20
+    assert len(lines) < 22
     assert f"  neuroscope-fast capture --model {folder} --hook 'model.layers.{{0..11}}:residual' …" in lines
 
 

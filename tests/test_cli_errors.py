@@ -31,7 +31,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 WRONG: list[tuple[list[str], int, str]] = [
     (["--hook", "model.layers.2:attentio"], 2, "did you mean attention?"),
-    (["--hook", "model.layers.2:attention_pattern"], 2, "is not available in this version yet"),
+    (["--hook", "model.layers.2:attention_pattern", "--heads", "9"], 2, "there is no head 9; the module has"),
+    (["--hook", "model.layers.2:attention_pattern", "--heads", "0,x"], 2, "--heads: '0,x' is no list of heads"),
+    (["--hook", "model.layers.2:attention_pattern", "--reduction", "median"], 2, "available: mean, max"),
+    (["--hook", HOOK, "--reduction", "mean"], 2, "is not split by head, and takes no reduction"),
     (["--hook", "model.layers.2.selfattn:attention"], 2, "nearest: model.layers.2.self_attn"),
     (["--hook", HOOK, "--hook", HOOK], 2, "comes twice"),
     (["--hook", HOOK, "model.layers.1:residual"], 2, "needs quotes: --hook 'model.layers.{0..11}:residual'"),

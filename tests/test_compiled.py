@@ -433,3 +433,26 @@ def test_an_encoder_and_a_decoder() -> None:
     with nsf.capture(model, hooks) as cap:
         compiled(**call)
     assert same_records(cap, eager)
+
+
+@pytest.mark.parametrize("fullgraph", [False, True])
+def test_attention_ends_the_graph(llama: PreTrainedModel, fullgraph: bool) -> None:
+    hooks = [f"model.layers.*:{component}" for component in ("query", "attention_pattern", "residual")]
+    inputs = {"input_ids": IDS, "attention_mask": LEFT}
+    bare = llama(**inputs).logits
+    with nsf.capture(llama, hooks) as plain:
+        llama(**inputs)
+    compiled = torch.compile(llama, backend="eager", fullgraph=fullgraph)
+    with nsf.capture(llama, hooks) as cap:
+        if fullgraph:
+            with pytest.raises(torch._dynamo.exc.Unsupported, match="neuroscope-fast captures this attention"):
+                compiled(**inputs)
+            llama(**inputs)
+        else:
+            assert torch.equal(compiled(**inputs).logits, bare)
+    for hook_id in cap.hook_ids:
+        (stored,), (expected,) = cap.result[hook_id], plain.result[hook_id]
+        assert torch.equal(stored, expected)
+        if not fullgraph:  # a pass that ended in an error was a step, too
+            assert cap.result[hook_id].records == plain.result[hook_id].records
+    assert torch.equal(compiled(**inputs).logits, bare)

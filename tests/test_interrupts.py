@@ -11,9 +11,14 @@ import architectures
 import neuroscope_fast as nsf
 import pytest
 from conftest import hook_state
+from neuroscope_fast import attention_interface
 from torch import nn
+from transformers.modeling_utils import AttentionInterface
 
-WATCHED = ("capture.py", "running_capture.py", "attachment.py", "hooks.py", "passes.py", "module.py")
+WATCHED = (
+    *("capture.py", "running_capture.py", "attachment.py", "hooks.py", "passes.py", "module.py"),
+    *("attention_attach.py", "attention_interface.py"),
+)
 POINTS = 60
 """How many points, spread evenly over all the bytecodes that are run, are interrupted."""
 
@@ -40,7 +45,7 @@ class Interrupter:
 def interrupted(model: nn.Module, side: str, at: int) -> int:
     """Enter or leave a capture with an interrupt at one point. Gives the number of points that were passed."""
     interrupter = Interrupter(at)
-    cap = nsf.capture(model, ["model.layers.0:residual", "model.layers.1:neuron"])
+    cap = nsf.capture(model, ["model.layers.0:residual", "model.layers.1:neuron", "model.layers.1:attention_pattern"])
     before = sys.gettrace()
     try:
         if side == "exit":
@@ -66,8 +71,11 @@ def interrupted(model: nn.Module, side: str, at: int) -> int:
 def test_an_interrupt_leaves_no_hook(side: str) -> None:
     model = architectures.build("llama")
     clean = hook_state(model)
+    listening = vars(AttentionInterface)["get_interface"]
     total = interrupted(model, side, at=0)
     assert total > POINTS
     for point in range(1, total + 1, max(1, total // POINTS)):
         interrupted(model, side, point)
         assert hook_state(model) == clean, f"interrupted at {point} of {total}"
+        assert vars(AttentionInterface)["get_interface"] is listening, f"interrupted at {point} of {total}"
+        assert not attention_interface._listeners

@@ -16,12 +16,18 @@ LIGHT = ("report", "reader", "records", "manifest", "spec", "errors", "keys", "j
 
 # From the ground up: a module imports only from its own line and the lines above it.
 LAYERS = [
-    {"errors", "dtypes", "keys", "markdown", "positions", "layer_pattern", "decoding", "_core"},
+    {"errors", "dtypes", "keys", "markdown", "positions", "layer_pattern", "decoding", "head_options", "_core"},
     {"spec", "records", "summary", "journal", "manifest", "options", "kernels"},
+    {"attention_blocks", "attention_blockwise", "attention_math"},
     {"shard_file", "recovery", "sources", "activations", "verify", "reader", "report", "report_text", "environment"},
-    {"module_tree", "model_ends", "model_components", "nearest", "model_map"},
+    {"attention_modules", "module_tree", "model_ends", "model_components", "nearest", "model_map"},
     {
         "attachment",
+        "attention_attach",
+        "attention_check",
+        "attention_inputs",
+        "attention_interface",
+        "attention_taps",
         "collect",
         "compiled",
         "compiled_hooks",

@@ -8,6 +8,7 @@ import architectures
 import pytest
 import transformers
 from architectures import shared
+from neuroscope_fast.head_options import HEAD_COMPONENTS
 from neuroscope_fast.model_map import Place, components, resolve_hooks
 from places import place_of, refused
 
@@ -62,7 +63,7 @@ from places import place_of, refused
         ),
         ("llama", "model:mlp", ["'model' (LlamaModel) has no 'mlp'", "is at model.layers.0, model.layers.1"]),
         ("llama", "model:residual", ["has no 'residual'"]),
-        ("llama", "model.layers.0.self_attn:mlp", ["(LlamaAttention) has no 'mlp'; it has: attention;"]),
+        ("llama", "model.layers.0.self_attn:mlp", ["(LlamaAttention) has no 'mlp'; it has: attention, query, key"]),
         ("llama", "model.layers.0.self_attn.q_proj:mlp", ["part of 'model.layers.0.self_attn' and no 'mlp'"]),
         (
             "llama",
@@ -120,6 +121,7 @@ def test_base_model_without_a_head() -> None:
         "mlp",
         "neuron",
         "layernorm",
+        *HEAD_COMPONENTS,
     }
 
 

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from neuroscope_fast.errors import HookError
+from neuroscope_fast.head_options import REDUCTIONS
 from neuroscope_fast.spec import (
     AVAILABLE_COMPONENTS,
     CAST_DTYPES,
-    COMPONENTS,
-    UNAVAILABLE_COMPONENTS,
+    HEAD_COMPONENTS,
     HookSpec,
     parse_hooks,
 )
@@ -91,6 +91,9 @@ def test_all_fields_from_json() -> None:
         "positions": [0, -1],
         "phase": "decode",
         "every": 4,
+        "heads": None,
+        "reduction": None,
+        "top_k": 8,
     }
     (parsed,) = parse_hooks(json.dumps(fields))
     assert msgspec.structs.asdict(parsed) == fields
@@ -109,6 +112,9 @@ def test_defaults() -> None:
         positions="all",
         phase="both",
         every=1,
+        heads=None,
+        reduction=None,
+        top_k=8,
     )
     assert parse_hooks({"layer_name": "a", "component": "mlp", "hook_id": None, "dtype": None}) == [parsed]
 
@@ -144,14 +150,49 @@ def test_unknown_component() -> None:
     assert "did you mean mlp" in refused("a:MLP")
 
 
-@pytest.mark.parametrize("component", UNAVAILABLE_COMPONENTS)
-def test_components_of_later_versions(component: str) -> None:
-    assert f"component '{component}' is not available in this version yet; available: " in refused(f"a:{component}")
-
-
 def test_component_names() -> None:
-    assert set(AVAILABLE_COMPONENTS).isdisjoint(UNAVAILABLE_COMPONENTS)
-    assert len(COMPONENTS) == 16
+    assert set(HEAD_COMPONENTS) < set(AVAILABLE_COMPONENTS)
+    assert len(set(AVAILABLE_COMPONENTS)) == len(AVAILABLE_COMPONENTS) == 16
+
+
+def head(component: str, **fields: object) -> dict[str, object]:
+    return {"layer_name": LAYER, "component": component, **fields}
+
+
+def test_heads_and_reductions() -> None:
+    (parsed,) = parse_hooks(head("attention_pattern", heads=(0, -1), reduction="top_k", top_k=3))
+    assert (parsed.heads, parsed.reduction, parsed.top_k) == ([0, -1], "top_k", 3)
+    for component, reductions in REDUCTIONS.items():
+        for reduction in reductions:
+            assert parse_hooks(head(component, reduction=reduction))[0].reduction == reduction
+    assert parse_hooks(head("query", heads=[2]))[0].heads == [2]
+
+
+@pytest.mark.parametrize(
+    ("hook", "words"),
+    [
+        (head("mlp", heads=[0]), "'mlp' is not split by head, and takes no heads"),
+        (head("residual", reduction="mean"), "'residual' is not split by head, and takes no reduction"),
+        (head("query", reduction="mean"), "'query' has no reduction 'mean'; it is one of 'attention_pattern'"),
+        (head("head_output", reduction="entropy"), "it is one of 'attention_pattern'"),
+        (head("attention_pattern", reduction="head_norm"), "it is one of 'head_output'"),
+        (head("attention_pattern", reduction="median"), "available: mean, max, entropy, sink, previous, top_k"),
+        (head("query", reduction="median"), "reductions there are for 'attention_pattern': mean"),
+        (head("attention_pattern", top_k=3), "top_k is said and nothing is reduced to it"),
+        (head("attention_pattern", reduction="top_k", top_k=0), "top_k is 0; it counts keys and is at least 1"),
+        (head("attention_pattern", heads=[]), "heads is an empty list"),
+        (head("attention_pattern", heads=[1, 1]), "heads names a head twice"),
+        (head("attention_pattern", heads="all"), "heads 'all' is no list of heads such as [0, 5] or [-1]"),
+        (head("attention_pattern", heads=[True]), "heads [True] is no list of heads"),
+        (head("attention_pattern", heads=3), "heads 3 is no list of heads"),
+        (head("attention_pattern", capture_input=True), "'attention_pattern' is one tensor and has no input side"),
+        (head("key", positions="last"), "positions cannot be chosen for 'key', whose rows are the whole cache"),
+    ],
+)
+def test_wrong_head_options(hook: dict[str, object], words: str) -> None:
+    message = refused(hook)
+    assert words in message
+    assert "\n" not in message
 
 
 @pytest.mark.parametrize(
@@ -253,7 +294,7 @@ json_values = st.recursive(
     max_leaves=5,
 )
 fields = st.fixed_dictionaries(
-    {"layer_name": paths, "component": st.sampled_from(COMPONENTS)},
+    {"layer_name": paths, "component": st.sampled_from(AVAILABLE_COMPONENTS)},
     optional={
         "hook_id": st.text(max_size=8) | json_values,
         "capture_input": st.booleans() | json_values,
@@ -262,6 +303,9 @@ fields = st.fixed_dictionaries(
         "positions": st.sampled_from(["all", "last", "2:"]) | st.lists(st.integers()) | json_values,
         "phase": st.sampled_from(["both", "prefill", "decode"]) | json_values,
         "every": st.integers() | json_values,
+        "heads": st.lists(st.integers()) | json_values,
+        "reduction": st.sampled_from(["mean", "top_k", "head_norm"]) | json_values,
+        "top_k": st.integers() | json_values,
     },
 )
 

@@ -14,6 +14,7 @@ DType parse_dtype(const std::string& text);
 
 void register_session(pybind11::module_& module);
 void register_graphs(pybind11::module_& module);
+void register_computed_taps(pybind11::module_& module);
 void register_functions(pybind11::module_& module);
 void register_reductions(pybind11::module_& module);
 

@@ -2,8 +2,10 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <tuple>
 #include <unordered_map>
 
+#include "bindings/computed_tap.hpp"
 #include "bindings/register.hpp"
 #include "bindings/session.hpp"
 #include "core/error.hpp"
@@ -43,6 +45,15 @@ PositionSpec parse_positions(const py::object& positions) {
     return spec;
 }
 
+SequenceKind parse_sequence(const std::string& text) {
+    return choose<SequenceKind>("sequence", text,
+                                {{"pass", SequenceKind::pass},
+                                 {"logits", SequenceKind::logits},
+                                 {"heads", SequenceKind::heads},
+                                 {"cache", SequenceKind::cache},
+                                 {"foreign", SequenceKind::foreign}});
+}
+
 TapRule make_rule(const Session& session, std::uint32_t stream, const std::optional<std::string>& dtype,
                   const py::object& positions, const std::string& phase, std::uint32_t every) {
     if (stream >= session.engine.streams().size()) throw std::invalid_argument("no such stream");
@@ -59,7 +70,19 @@ TapRule make_rule(const Session& session, std::uint32_t stream, const std::optio
     return rule;
 }
 
-std::shared_ptr<Session> make_session(const std::vector<std::pair<std::string, bool>>& streams,
+// [(stream, dtype or None, positions, phase, every), …]
+std::vector<TapRule> make_rules(const Session& session, const py::list& given) {
+    std::vector<TapRule> rules;
+    for (const py::handle rule : given) {
+        const auto parts = rule.cast<py::tuple>();
+        rules.push_back(make_rule(session, parts[0].cast<std::uint32_t>(),
+                                  parts[1].cast<std::optional<std::string>>(), parts[2],
+                                  parts[3].cast<std::string>(), parts[4].cast<std::uint32_t>()));
+    }
+    return rules;
+}
+
+std::shared_ptr<Session> make_session(const std::vector<std::tuple<std::string, bool, bool>>& streams,
                                       std::size_t taps, const std::optional<std::string>& folder,
                                       std::size_t ring_bytes, std::size_t block_bytes,
                                       std::uint64_t shard_bytes, const std::string& overflow, bool direct_io,
@@ -82,7 +105,8 @@ std::shared_ptr<Session> make_session(const std::vector<std::pair<std::string, b
                                                     {"dlpack", TensorAccessMethod::dlpack},
                                                     {"attributes", TensorAccessMethod::attributes}});
     std::vector<Stream> named;
-    for (const auto& [hook_id, is_input] : streams) named.push_back({hook_id, is_input});
+    for (const auto& [hook_id, is_input, is_indices] : streams)
+        named.push_back({hook_id, is_input, is_indices});
     return std::make_shared<Session>(std::move(options), std::move(named), taps, method,
                                      cuda::CudaOptions{staging_bytes, staging_share});
 }
@@ -217,21 +241,28 @@ void register_session(py::module_& module) {
         .def(
             "tap",
             [](const std::shared_ptr<Session>& session, std::size_t index, const py::object& hooked,
-               bool is_input, bool in_encoder, bool is_logits, const std::string& field,
+               bool is_input, bool in_encoder, const std::string& sequence, const std::string& field,
                const std::string& description, const py::list& rules) {
                 if (index >= session->fired.size()) throw std::invalid_argument("no such tap");
-                auto place =
-                    std::make_shared<TapPlace>(TapPlace{index, is_logits, in_encoder, description, {}});
-                for (const py::handle rule : rules) {
-                    const auto parts = rule.cast<py::tuple>();
-                    place->rules.push_back(make_rule(
-                        *session, parts[0].cast<std::uint32_t>(), parts[1].cast<std::optional<std::string>>(),
-                        parts[2], parts[3].cast<std::string>(), parts[4].cast<std::uint32_t>()));
-                }
-                return make_tap({session, hooked.ptr(), is_input, field, std::move(place)});
+                TapPlace place{index, parse_sequence(sequence), in_encoder, description,
+                               make_rules(*session, rules)};
+                return make_tap({session, hooked.ptr(), is_input, field,
+                                 std::make_shared<const TapPlace>(std::move(place))});
             },
-            "index"_a, "module"_a, "is_input"_a, "in_encoder"_a, "is_logits"_a, "field"_a, "description"_a,
+            "index"_a, "module"_a, "is_input"_a, "in_encoder"_a, "sequence"_a, "field"_a, "description"_a,
             "rules"_a)
+        .def(
+            "computed_tap",
+            [](const std::shared_ptr<Session>& session, std::size_t index, const py::object& hooked,
+               bool in_encoder, const std::string& sequence, const std::string& description,
+               const py::list& rules) {
+                if (index >= session->fired.size()) throw std::invalid_argument("no such tap");
+                return std::make_shared<ComputedTap>(ComputedTap{
+                    session,
+                    hooked.ptr(),
+                    {index, parse_sequence(sequence), in_encoder, description, make_rules(*session, rules)}});
+            },
+            "index"_a, "module"_a, "in_encoder"_a, "sequence"_a, "description"_a, "rules"_a)
         .def(
             "begin_step",
             [](Session& session, bool decode, std::int64_t offset, std::int64_t batch, std::int64_t length,

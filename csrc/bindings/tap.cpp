@@ -84,7 +84,7 @@ void store(const Tap& tap, const Step& step, const StepFacts& facts, const Tenso
     Engine& engine = tap.session->engine;
     for (const TapRule& rule : tap.place->rules) {
         if (!rule.wants(facts, step.number)) continue;
-        const Kept kept = keep_positions(rule.positions, facts, view, tap.place->is_logits);
+        const Kept kept = keep_positions(rule.positions, facts, view, tap.place->sequence);
         if (kept.nothing) continue;
         const Origin origin{rule.stream, step.prompt, step.number, step.calls[tap.place->index] - 1};
         engine.submit(origin, kept, rule.stored_as(view.dtype));

@@ -79,7 +79,7 @@ void GraphRecording::store_call(const Call& call, const Step& step, void* stream
             TensorView slot = *std::find_if(call.slots.begin(), call.slots.end(),
                                             [&](const TensorView& each) { return each.dtype == dtype; });
             slot.stream = stream;
-            const Kept kept = keep_positions(rule.positions, facts, std::move(slot), tap.is_logits);
+            const Kept kept = keep_positions(rule.positions, facts, std::move(slot), tap.sequence);
             if (kept.nothing) continue;
             const Origin origin{rule.stream, step.prompt, step.number, step.calls[tap.index] - 1};
             engine_->submit(origin, kept, rule.stored_as(call.computed), call.computed);

@@ -50,7 +50,7 @@ void Journal::add(const Record& record, const Stream& stream) {
         known_streams_[record.stream] = true;
         begin_entry(stream_entry);
         put(record.stream, 4);
-        put(stream.is_input ? 1 : 0, 1);
+        put((stream.is_input ? 1U : 0U) | (stream.is_indices ? 2U : 0U), 1);
         buffer_ += stream.hook_id;
         end_entry();
     }

@@ -16,16 +16,17 @@ struct SequenceAxis {
     bool flattened = false;
 };
 
-std::optional<SequenceAxis> find_sequence_axis(const StepFacts& facts, const Shape& shape, bool is_logits) {
+std::optional<SequenceAxis> find_sequence_axis(const StepFacts& facts, const Shape& shape,
+                                               SequenceKind kind) {
     const std::size_t rank = shape.size();
     SequenceAxis found;
     if (rank >= 3) {
-        found.axis = rank - 2;
+        found.axis = rank - (kind == SequenceKind::heads && rank > 3 ? 3 : 2);
         found.rows = shape[0];
-        found.length = shape[rank - 2];
+        found.length = shape[found.axis];
         found.of_this_pass = facts.known() && found.rows == facts.batch && found.length == facts.length;
         const std::int64_t kept = std::min(facts.logits_kept, facts.length);
-        if (is_logits && kept > 0 && found.rows == facts.batch && found.length == kept) {
+        if (kind == SequenceKind::logits && kept > 0 && found.rows == facts.batch && found.length == kept) {
             found.of_this_pass = true;
             found.skipped = facts.length - kept;
         }
@@ -168,6 +169,26 @@ std::string real_tokens_json(const StepFacts& facts, const std::optional<Selecti
     return text;
 }
 
+// Keys and values: all of them, whose positions are those of the sequence unless the cache holds others too.
+Kept keep_cache(const StepFacts& facts, TensorView view) {
+    Kept kept;
+    kept.shape = view.shape;
+    const std::size_t rank = view.shape.size();
+    if (rank >= 3 && facts.known() && view.shape[0] == facts.batch) {
+        const std::int64_t length = view.shape[rank - 2];
+        if (facts.offset < 0 || length != facts.offset + facts.length) {
+            kept.note = R"({"positions":[]})";  // a window of the sequence, or room that is not used yet
+        } else if (facts.offset == 0 && !facts.mask.empty()) {
+            SequenceAxis axis;
+            axis.length = length;
+            const std::string real = real_tokens_json(facts, std::nullopt, axis);
+            if (!real.empty()) kept.note = "{\"real_tokens\":" + real + "}";
+        }
+    }
+    kept.view = std::move(view);
+    return kept;
+}
+
 TensorView unflatten(TensorView view, const SequenceAxis& axis) {
     const std::int64_t stride = view.strides[0];
     view.shape.insert(view.shape.begin() + 1, axis.length);
@@ -179,15 +200,19 @@ TensorView unflatten(TensorView view, const SequenceAxis& axis) {
 
 }  // namespace
 
-Kept keep_positions(const PositionSpec& spec, const StepFacts& facts, TensorView view, bool is_logits) {
+Kept keep_positions(const PositionSpec& spec, const StepFacts& facts, TensorView view, SequenceKind kind) {
+    const bool wants_all = spec.kind == PositionSpec::Kind::all;
+    if (kind == SequenceKind::cache || kind == SequenceKind::foreign) {
+        if (!wants_all) throw std::invalid_argument("it is of another sequence; capture all positions");
+        return keep_cache(kind == SequenceKind::cache ? facts : StepFacts{}, std::move(view));
+    }
     Kept kept;
     kept.shape = view.shape;
-    const bool wants_all = spec.kind == PositionSpec::Kind::all;
     if (wants_all && facts.mask.empty() && facts.offset == 0 && facts.logits_kept == 0) {
         kept.view = std::move(view);  // positions 0, 1, …, all of them real: nothing to note
         return kept;
     }
-    const std::optional<SequenceAxis> axis = find_sequence_axis(facts, view.shape, is_logits);
+    const std::optional<SequenceAxis> axis = find_sequence_axis(facts, view.shape, kind);
     if (!axis && !wants_all) {
         throw std::invalid_argument("it has no sequence axis to take positions from; capture all positions");
     }

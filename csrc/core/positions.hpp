@@ -23,6 +23,15 @@ struct PositionSpec {
     std::int64_t step = 1;  // not 0
 };
 
+// What the rows of a tensor are, and on which axis they lie: the last but one, where nothing else is said.
+enum class SequenceKind : std::uint8_t {
+    pass,     // the positions of the pass
+    logits,   // the positions of the pass, or the last of them only (StepFacts::logits_kept)
+    heads,    // the positions of the pass, on the last axis but two: [batch, positions, heads, size]
+    cache,    // the positions of the whole cache, those of the pass at its end; all of them are kept
+    foreign,  // positions of another sequence, of which nothing is known; all of them are kept
+};
+
 // The part of a tensor that a record keeps.
 struct Kept {
     bool nothing = false;  // no position of this pass was asked for: no record
@@ -33,12 +42,11 @@ struct Kept {
 };
 
 // Throws std::invalid_argument where positions are asked for and the tensor has no sequence axis, or its
-// positions cannot be told. `is_logits`: the tensor may hold the last positions of the pass only
-// (StepFacts::logits_kept).
+// positions cannot be told.
 //
-// The sequence axis is the last but one. A tensor [batch * length, …] whose rows a model has flattened is
-// taken apart again, where the step's facts show it to be one.
+// A tensor [batch * length, …] whose rows a model has flattened is taken apart again, where the step's facts
+// show it to be one.
 Kept keep_positions(const PositionSpec& spec, const StepFacts& facts, TensorView view,
-                    bool is_logits = false);
+                    SequenceKind kind = SequenceKind::pass);
 
 }  // namespace nsf

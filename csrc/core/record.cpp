@@ -12,6 +12,7 @@ std::string format_key(const Stream& stream, const Record& record) {
     std::snprintf(step, sizeof step, "/%06u", record.step);
     key += step;
     if (stream.is_input) key += "/input";
+    if (stream.is_indices) key += "/indices";
     if (record.is_scale) key += "/scale";
     return key;
 }

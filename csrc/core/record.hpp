@@ -17,6 +17,7 @@ using Shape = std::vector<std::int64_t>;
 struct Stream {
     std::string hook_id;  // of the hook named first: the front of every key
     bool is_input = false;
+    bool is_indices = false;  // whole numbers that belong to the hook's other records: which keys they are of
 };
 
 // shape and note point into tables that live as long as the engine and never move (interned, std::deque).
@@ -46,7 +47,7 @@ struct DroppedRecord {
     std::uint32_t call = 0;
 };
 
-// {hook_id}[/p{prompt}][/c{call}]/{step:06d}[/input][/scale]
+// {hook_id}[/p{prompt}][/c{call}]/{step:06d}[/input][/indices][/scale]
 std::string format_key(const Stream& stream, const Record& record);
 
 // activations-{dtype}-{number:05d}.safetensors

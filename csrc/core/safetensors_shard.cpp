@@ -38,7 +38,7 @@ void append_entry(std::string& header, const Record& record, const Stream& strea
 }  // namespace
 
 std::size_t header_entry_bound(std::size_t escaped_key_bytes, std::size_t rank) {
-    constexpr std::size_t key_tail = 64;  // /p…/c…/step/input/scale
+    constexpr std::size_t key_tail = 64;  // /p…/c…/step/input/indices/scale
     constexpr std::size_t fixed = 64;     // quotes, braces, field names, the dtype
     return escaped_key_bytes + key_tail + fixed + (rank + 2) * (integer_digits + 1);
 }

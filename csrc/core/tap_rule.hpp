@@ -32,8 +32,8 @@ struct TapRule {
 
 // A tap as the engine knows it, on whatever module it stands.
 struct TapPlace {
-    std::size_t index = 0;    // in the clock's call counters
-    bool is_logits = false;   // may hold the last positions of a pass only
+    std::size_t index = 0;                       // in the clock's call counters
+    SequenceKind sequence = SequenceKind::pass;  // what the rows of its tensors are
     bool in_encoder = false;  // of an encoder-decoder model: another sequence than the root's
     std::string description;  // "hook 'a' on layer 'b'", for errors
     std::vector<TapRule> rules;

@@ -9,12 +9,28 @@ class Slab:
     def __init__(self, *args: Any, **kwargs: Any) -> None: ...
     def __buffer__(self, flags: int, /) -> memoryview: ...
 
+class ComputedCall:
+    """One call of a module, of which records are wanted."""
+
+    @property
+    def wanted(self) -> list[Any]: ...
+    @property
+    def real(self) -> bytes: ...
+    @property
+    def offset(self) -> int | None: ...
+    def store(self, number: int, tensor: Any, stream: int | None = None) -> None: ...
+
+class ComputedTap:
+    """A tap whose tensors are computed, as far as they are stored."""
+
+    def begin(self, module: Any, given: Any, shape: Sequence[int]) -> ComputedCall | None: ...
+
 class Session:
     """One capture: the engine and its taps."""
 
     def __init__(
         self,
-        streams: Sequence[tuple[str, bool]],
+        streams: Sequence[tuple[str, bool, bool]],
         taps: int,
         *,
         folder: str | None,
@@ -38,11 +54,20 @@ class Session:
         module: Any,
         is_input: bool,
         in_encoder: bool,
-        is_logits: bool,
+        sequence: str,
         field: str,
         description: str,
         rules: list[Any],
     ) -> Callable[..., None]: ...
+    def computed_tap(
+        self,
+        index: int,
+        module: Any,
+        in_encoder: bool,
+        sequence: str,
+        description: str,
+        rules: list[Any],
+    ) -> ComputedTap: ...
     def begin_step(
         self,
         *,

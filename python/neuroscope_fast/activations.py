@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 Selection = int | slice | Container[int] | None
 
 
+_SEQUENCE_AXIS = {"head_output": 3, "entropy": 1, "sink": 1, "previous": 1}
+"""Counted from the end, where it is not the last but one; by the reduction, or the component if there is none."""
+
+
 class Source(Protocol):
     """Where the tensors of a run are."""
 
@@ -84,6 +88,23 @@ class Activations(Sequence["torch.Tensor"]):
     def _view(self, records: Sequence[Record], everything: Sequence[Record] | None = None) -> Activations:
         return Activations(self.hook_id, records, self._source, records if everything is None else everything)
 
+    @property
+    def indices(self) -> list[torch.Tensor]:
+        """Of the reduction `top_k`: for each tensor of weights the keys that they are of, int32 [B, H, Q, k].
+
+        Raises RunError for records of another kind.
+        """
+        found = []
+        for record in self._records:
+            if record.reduction != "top_k":
+                raise RunError(f"{self.hook_id} holds no indices: they belong to the reduction top_k")
+            ref = record.indices or DataRef("", data_ref(record).key + "/indices")
+            indices = self._source.tensor(ref)
+            if list(indices.shape) != record.shape or indices.is_floating_point():
+                raise RunError(f"{ref.file or 'memory'}: {ref.key} are no indices for weights of shape {record.shape}")
+            found.append(indices)
+        return found
+
     def where(self, *, step: Selection = None, prompt: Selection = None, call: Selection = None) -> Activations:
         """The tensors of these steps, prompts and calls: a number, a slice, or anything that has `in` (range,
         set).
@@ -134,11 +155,12 @@ class Activations(Sequence["torch.Tensor"]):
 
     def cat(self, axis: int | None = None) -> torch.Tensor:
         """Prefill and decode steps joined along the sequence: [B, S, D] on axis 1, in general on the last
-        axis but one.
+        axis but one; of `head_output` and of reductions to one number a row, where theirs is.
 
         Raises RunError where several prompts or calls are among them (choose one with `.where`), where the
-        other axes differ, or where nothing was captured. A module that flattens [B, S] into one axis (some
-        routers) gives its steps one after the other, each with all rows of the batch.
+        other axes differ, for keys and values (each is the whole cache), or where nothing was captured. A module that
+        flattens [B, S] into one axis (some routers) gives its steps one after the other, each with all
+        rows of the batch.
         """
         import torch
 
@@ -149,10 +171,12 @@ class Activations(Sequence["torch.Tensor"]):
                 raise RunError(
                     f"{self.hook_id} has tensors of {len(values)} {name}s: choose one with .where({name}={values[0]})"
                 )
+        if len(self) > 1 and self._kind() in ("key", "value"):
+            raise RunError(f"{self.hook_id} cannot be joined: each of its tensors is the whole cache; take the last")
         rank = len(self._records[0].shape)
         if rank == 0:
             raise RunError(f"{self.hook_id} holds scalars, which have no sequence axis: use .stack()")
-        along = axis if axis is not None else max(rank - 2, 0)
+        along = axis if axis is not None else max(rank - _SEQUENCE_AXIS.get(self._kind(), 2), 0)
         try:
             return torch.cat(list(self), dim=along)
         except (RuntimeError, IndexError) as error:
@@ -175,6 +199,11 @@ class Activations(Sequence["torch.Tensor"]):
         for record in self._records:
             dtypes[record.dtype] = dtypes.get(record.dtype, 0) + 1
         return f"<Activations {self.hook_id}: {len(self)} tensors, {self._shapes()}, {summarise(dtypes)}>"
+
+    def _kind(self) -> str:
+        """What says on which axis the sequence lies."""
+        record = self._records[0]
+        return record.reduction or record.component
 
     def _shapes(self) -> str:
         return shape_summary(record.shape for record in self._records)

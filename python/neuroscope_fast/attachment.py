@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import nn
 
+    from .attention_interface import Listening
+
 
 class Attachment:
-    """The hooks of one capture.
+    """The hooks of one capture, and what it listens to.
 
     A hook is noted down before it is registered and taken off by its identity, so that an interrupt at any point
     leaves none behind that `detach` does not find.
@@ -18,6 +20,7 @@ class Attachment:
 
     def __init__(self) -> None:
         self._attached: list[tuple[nn.Module, Callable[..., Any]]] = []
+        self._listening: list[Listening] = []
 
     def add_hook(self, module: nn.Module, hook: Callable[..., Any], *, always_call: bool = False) -> None:
         """Register a forward hook."""
@@ -36,8 +39,16 @@ class Attachment:
                 self._attached.append((module, new))
                 hooks[key] = new
 
+    def listen(self, listening: Listening) -> None:
+        """Listen to the calls of attention functions."""
+        self._listening.append(listening)
+        listening.start()
+
     def detach(self) -> None:
         """Take every hook off. Can be called again where an interrupt ended it."""
+        while self._listening:
+            self._listening[-1].stop()
+            self._listening.pop()
         while self._attached:
             _remove(*self._attached[-1])
             self._attached.pop()

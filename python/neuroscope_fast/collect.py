@@ -63,12 +63,13 @@ def collect(session: Session, plan: Plan, *, on_disk: bool, published: Callable[
     collected = Collected({hook.hook_id: [] for hook in hooks})
     notes: dict[str | None, StepNote] = {None: StepNote()}
     shards: dict[str, bool] = {}
-    scales: dict[str, DataRef] = {}
+    beside: dict[str, DataRef] = {}
+    """The scales and indices that belong to other records, by their own keys."""
     held: dict[str, torch.Tensor] = {}
     whole: list[tuple[NativeRecord, str, str]] = []
     for entry in session.records():
         record = NativeRecord(*entry)
-        owner, is_input = plan.streams[record.stream]
+        owner, is_input, is_indices = plan.streams[record.stream]
         key = tensor_key(
             owner,
             record.step,
@@ -76,6 +77,7 @@ def collect(session: Session, plan: Plan, *, on_disk: bool, published: Callable[
             call=record.call,
             is_input=is_input,
             is_scale=record.is_scale,
+            is_indices=is_indices,
         )
         file = shard_file_name(record.dtype, record.shard)
         if on_disk:
@@ -86,8 +88,8 @@ def collect(session: Session, plan: Plan, *, on_disk: bool, published: Callable[
             collected.weight_map[key] = file
             collected.checksums.setdefault(file, {})[key] = record.crc
         collected.total_size += record.bytes
-        if record.is_scale:
-            scales[key] = DataRef(file, key)
+        if record.is_scale or is_indices:
+            beside[key] = DataRef(file, key)
             if not on_disk:
                 held[key] = _held_tensor(session, record)
         else:
@@ -97,17 +99,22 @@ def collect(session: Session, plan: Plan, *, on_disk: bool, published: Callable[
         if note is None:
             note = notes[record.note] = decode_note((record.note or "").encode())
         quantised = record.dtype == "int8" and record.source_dtype != "int8"
-        scale = scales.get(f"{key}/scale") if quantised else None
-        if quantised and scale is None:
-            continue  # its scales were not written: the engine failed between the two
+        scale = beside.get(f"{key}/scale") if quantised else None
+        indexed = record.stream in plan.indices
+        indices = beside.get(f"{key}/indices") if indexed else None
+        if (quantised and scale is None) or (indexed and indices is None):
+            continue  # what belongs to it was not written: the engine failed between the two
         stored = None if on_disk else _held_tensor(session, record)
         for number, is_input in users[record.stream]:
             hook = hooks[number]
+            part = hook.output.part if hook.output is not None else None
+            heads = list(part.heads) if part is not None and part.heads is not None else None
             if stored is not None:
                 own = tensor_key(hook.hook_id, record.step, prompt=record.prompt, call=record.call, is_input=is_input)
                 collected.tensors[own] = stored
-                if quantised:
-                    collected.tensors[f"{own}/scale"] = held[f"{key}/scale"]
+                for name, is_there in (("scale", quantised), ("indices", indexed)):
+                    if is_there:
+                        collected.tensors[f"{own}/{name}"] = held[f"{key}/{name}"]
             collected.activations[hook.hook_id].append(
                 Record(
                     hook_id=hook.hook_id,
@@ -121,8 +128,11 @@ def collect(session: Session, plan: Plan, *, on_disk: bool, published: Callable[
                     call=record.call,
                     positions=note.positions,
                     real_tokens=note.real_tokens,
+                    heads=heads,
+                    reduction=part.reduction if part is not None else None,
                     source_dtype=None if record.source_dtype == record.dtype else record.source_dtype,
                     scale=scale if on_disk else None,
+                    indices=indices if on_disk else None,
                     data=DataRef(file, key) if on_disk else None,
                 )
             )
@@ -155,7 +165,7 @@ def _users_of_streams(plan: Plan) -> dict[int, list[tuple[int, bool]]]:
     """For each stream the hooks that it serves, by their number in the plan, and on which side."""
     users: dict[int, list[tuple[int, bool]]] = defaultdict(list)
     for number, each in enumerate(plan.hooks):
-        for stream, is_input in ((each.input, True), (each.output, False)):
+        for stream, is_input in ((each.input, True), (each.output, False), (each.indices, False)):
             if stream is not None:
                 users[stream].append((number, is_input))
     return users
@@ -166,12 +176,19 @@ def checksums_of(collected: Collected) -> Checksums:
     return Checksums.of(collected.checksums)
 
 
-def never_ran(plan: Plan, session: Session) -> list[str]:
-    """The ids of hooks none of whose modules were called. Experts are left out: a router may pass one over."""
+NEVER_RAN = "module never ran"
+NEVER_CALLED = "module never ran, or never called an attention function"
+
+
+def never_ran(plan: Plan, session: Session) -> dict[str, list[str]]:
+    """The ids of hooks whose modules were not called, by what is to be said of these. Experts are left out: a router
+    may pass one over.
+    """
     fired = session.fired()
     ran = {stream for tap, calls in zip(plan.taps, fired, strict=True) if calls for stream in tap.streams.values()}
-    return [
-        each.hook.hook_id
-        for each in plan.hooks
-        if each.hook.component != "expert" and not {each.input, each.output} & ran
-    ]
+    silent: dict[str, list[str]] = defaultdict(list)
+    for each in plan.hooks:
+        if each.hook.component != "expert" and not {each.input, each.output} & ran:
+            in_function = each.hook.output is not None and each.hook.output.side == "attention"
+            silent[NEVER_CALLED if in_function else NEVER_RAN].append(each.hook.hook_id)
+    return silent

@@ -33,6 +33,9 @@ def open_devices(model: nn.Module, plan: Plan, session: Session) -> None:
             name = str(parameter.dtype).removeprefix("torch.")
             if name in _CAST_SOURCES:  # others, such as the scales of microscaling formats, are no activations
                 dtypes.add(name)
+    if any(tap.place.side == "attention" for tap in plan.taps):
+        for dtypes in found.values():
+            dtypes.add("float32")  # in which scores and patterns are computed
     targets = {options.dtype for tap in plan.taps for options in tap.streams if options.dtype is not None}
     for device, sources in found.items():
         session.open_device(device, sorted((source, target) for source in sources for target in targets))

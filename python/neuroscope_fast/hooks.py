@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from .attachment import Attachment
 from .errors import HookError
@@ -44,6 +44,14 @@ class TapPlan:
     streams: dict[Options, int] = field(default_factory=dict)
 
 
+class StreamName(NamedTuple):
+    """What the keys of a stream are made of: the hook named first gives it its id."""
+
+    hook_id: str
+    is_input: bool = False
+    is_indices: bool = False
+
+
 @dataclass(frozen=True)
 class HookStreams:
     """The streams that hold what a hook captures; None for a side it does not capture."""
@@ -52,14 +60,18 @@ class HookStreams:
     dtype: str | None
     input: int | None
     output: int | None
+    indices: int | None = None
+    """Of the reduction `top_k`: which keys the weights of the output are of."""
 
 
 @dataclass
 class Plan:
     """Everything a capture needs to know before it touches the model."""
 
-    streams: list[tuple[str, bool]] = field(default_factory=list)
-    """(hook id, is_input) by stream number: the hook named first gives the stream its keys."""
+    streams: list[StreamName] = field(default_factory=list)
+    """By stream number."""
+    indices: dict[int, int] = field(default_factory=dict)
+    """By a stream of weights that of the keys which they are of."""
     taps: list[TapPlan] = field(default_factory=list)
     hooks: list[HookStreams] = field(default_factory=list)
 
@@ -78,21 +90,20 @@ def make_plan(resolved: Iterable[ResolvedHook], default_dtype: str | None) -> Pl
             plan.taps.append(tap)
         if options not in tap.streams:
             tap.streams[options] = len(plan.streams)
-            plan.streams.append((hook.hook_id, is_input))
+            plan.streams.append(StreamName(hook.hook_id, is_input))
+            if place.part is not None and place.part.top_k is not None:
+                plan.indices[tap.streams[options]] = len(plan.streams)
+                plan.streams.append(StreamName(hook.hook_id, is_indices=True))
         return tap.streams[options]
 
     for hook in resolved:
         spec = hook.spec
         positions = tuple(spec.positions) if isinstance(spec.positions, list) else spec.positions
         options = Options(spec.dtype or default_dtype, positions, spec.phase, spec.every)
-        plan.hooks.append(
-            HookStreams(
-                hook,
-                options.dtype,
-                input=stream(hook.input, hook, options, is_input=True),
-                output=stream(hook.output, hook, options, is_input=False),
-            )
-        )
+        given = stream(hook.input, hook, options, is_input=True)
+        output = stream(hook.output, hook, options, is_input=False)
+        indices = plan.indices.get(output) if output is not None else None
+        plan.hooks.append(HookStreams(hook, options.dtype, given, output, indices))
     return plan
 
 
@@ -102,26 +113,38 @@ def attach_taps(model: nn.Module, plan: Plan, session: Session, attachment: Atta
     encoder_modules = {id(module) for module in encoder.modules()} if encoder is not None else set()
     head = getattr(model, "get_output_embeddings", lambda: None)()
     for index, tap in enumerate(plan.taps):
+        if tap.place.side == "attention":
+            continue
         module = model.get_submodule(tap.place.module)
         is_input = tap.place.side == "input"
+        is_logits = tap.place.field == "logits" or (head is not None and module is head)
         native = session.tap(
             index,
             module=module,
             is_input=is_input,
             in_encoder=id(module) in encoder_modules,
-            is_logits=tap.place.field == "logits" or (head is not None and module is head),
+            sequence="logits" if is_logits else "pass",
             field=tap.place.field or "",
             description=tap.description,
-            rules=[
-                (stream, options.dtype, _native_positions(options.positions), options.phase, options.every)
-                for options, stream in tap.streams.items()
-            ],
+            rules=native_rules(tap),
         )
         compiled.add_tap(module, native, is_input=is_input, field=tap.place.field or "")
         if is_input:
             attachment.add_pre_hook(module, native)
         else:
             attachment.add_hook(module, native)
+    if any(tap.place.side == "attention" for tap in plan.taps):
+        from .attention_attach import attach_attention
+
+        attach_attention(model, plan, session, attachment, compiled.observer)
+
+
+def native_rules(tap: TapPlan) -> list[tuple[int, str | None, str | list[int] | slice, str, int]]:
+    """What the engine is told of the streams that a tap feeds."""
+    return [
+        (stream, options.dtype, _native_positions(options.positions), options.phase, options.every)
+        for options, stream in tap.streams.items()
+    ]
 
 
 def refuse_compiled_ahead(model: nn.Module, plan: Plan) -> None:

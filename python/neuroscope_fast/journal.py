@@ -52,6 +52,7 @@ class JournalRecord:
     end: int
     crc32c: int
     note: StepNote
+    is_indices: bool = False
 
     @property
     def key(self) -> str:
@@ -62,6 +63,7 @@ class JournalRecord:
             call=self.call,
             is_input=self.is_input,
             is_scale=self.is_scale,
+            is_indices=self.is_indices,
         )
 
 
@@ -86,7 +88,7 @@ def parse_journal(data: bytes, name: str) -> Journal:
     """
     dtype, data_start = _parse_header(data, name)
     records: list[JournalRecord] = []
-    streams: dict[int, tuple[str, bool]] = {}
+    streams: dict[int, tuple[str, bool, bool]] = {}
     note = StepNote()
     position, end_of_data = _HEADER.size, 0
     while True:
@@ -96,8 +98,8 @@ def parse_journal(data: bytes, name: str) -> Journal:
         try:
             kind, rest = payload[0], payload[1:]
             if kind == _STREAM_KIND:
-                stream, is_input = _STREAM.unpack_from(rest)
-                streams[stream] = (rest[_STREAM.size :].decode(), bool(is_input))
+                stream, side = _STREAM.unpack_from(rest)
+                streams[stream] = (rest[_STREAM.size :].decode(), bool(side & 1), bool(side & 2))
             elif kind == _NOTE_KIND:
                 note = decode_note(rest)
             elif kind == _RECORD_KIND:
@@ -140,7 +142,9 @@ def _entry_at(data: bytes, position: int) -> bytes | None:
     return payload if zlib.crc32(payload) == crc else None
 
 
-def _parse_record(rest: bytes, dtype: DType, streams: dict[int, tuple[str, bool]], note: StepNote) -> JournalRecord:
+def _parse_record(
+    rest: bytes, dtype: DType, streams: dict[int, tuple[str, bool, bool]], note: StepNote
+) -> JournalRecord:
     stream, prompt, step, call, is_scale, source, rank = _RECORD_FRONT.unpack_from(rest)
     back = _RECORD_FRONT.size + 8 * rank
     if rank > MAX_RANK or len(rest) != back + _RECORD_BACK.size or source >= len(DTYPES) or stream not in streams:
@@ -149,10 +153,11 @@ def _parse_record(rest: bytes, dtype: DType, streams: dict[int, tuple[str, bool]
     offset, size, crc32c = _RECORD_BACK.unpack_from(rest, back)
     if size != math.prod(shape) * dtype.size:
         raise _BadEntry
-    hook_id, is_input = streams[stream]
+    hook_id, is_input, is_indices = streams[stream]
     return JournalRecord(
         hook_id=hook_id,
         is_input=is_input,
+        is_indices=is_indices,
         stream=stream,
         prompt=prompt,
         step=step,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+_FLAGS = ("input", "indices", "scale")
+
 
 class KeyParts(NamedTuple):
     """What a tensor key says."""
@@ -14,14 +16,23 @@ class KeyParts(NamedTuple):
     step: int
     is_input: bool
     is_scale: bool
+    is_indices: bool = False
 
 
 def tensor_key(
-    hook_id: str, step: int, *, prompt: int = 0, call: int = 0, is_input: bool = False, is_scale: bool = False
+    hook_id: str,
+    step: int,
+    *,
+    prompt: int = 0,
+    call: int = 0,
+    is_input: bool = False,
+    is_scale: bool = False,
+    is_indices: bool = False,
 ) -> str:
-    """`{hook_id}[/p{prompt}][/c{call}]/{step:06d}[/input][/scale]`"""
+    """`{hook_id}[/p{prompt}][/c{call}]/{step:06d}[/input][/indices][/scale]`"""
     front = hook_id + (f"/p{prompt}" if prompt else "") + (f"/c{call}" if call else "")
-    return f"{front}/{step:06d}" + ("/input" if is_input else "") + ("/scale" if is_scale else "")
+    flags = (("input", is_input), ("indices", is_indices), ("scale", is_scale))
+    return f"{front}/{step:06d}" + "".join(f"/{name}" for name, is_set in flags if is_set)
 
 
 def parse_tensor_key(key: str) -> KeyParts | None:
@@ -32,9 +43,10 @@ def parse_tensor_key(key: str) -> KeyParts | None:
         if len(parts) > 1 and parts[0][:1] == letter and _is_number(parts[0][1:]):
             numbers[letter] = int(parts.pop(0)[1:])
     flags = parts[1:]
-    if not parts or not _is_number(parts[0]) or flags not in ([], ["input"], ["scale"], ["input", "scale"]):
+    if not parts or not _is_number(parts[0]) or flags != [name for name in _FLAGS if name in flags]:
         return None
-    return KeyParts(hook_id, numbers["p"], numbers["c"], int(parts[0]), "input" in flags, "scale" in flags)
+    is_input, is_indices, is_scale = (name in flags for name in _FLAGS)
+    return KeyParts(hook_id, numbers["p"], numbers["c"], int(parts[0]), is_input, is_scale, is_indices)
 
 
 def _is_number(text: str) -> bool:

@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from .errors import RunError
+from .head_options import TOP_K
 from .records import Count
 
 RUN_FORMAT = "neuroscope-fast run"
@@ -37,7 +38,7 @@ class ModelInfo(Struct, kw_only=True):
 
 class ManifestHook(Struct, kw_only=True):
     """A hook as it was resolved. `input` and `output` are the streams its two sides are stored under, if
-    captured.
+    captured, and `indices` that of the keys which the weights of `top_k` are of.
     """
 
     layer_name: str
@@ -49,6 +50,10 @@ class ManifestHook(Struct, kw_only=True):
     positions: str | list[int] = "all"
     phase: str = "both"
     every: int = 1
+    heads: list[int] | None = None
+    reduction: str | None = None
+    top_k: int = TOP_K
+    indices: int | None = None
 
 
 class Counters(Struct, kw_only=True):

@@ -11,6 +11,9 @@ router      the output of a sparse block's router: its logits, one row a token
 expert      the output of an expert; where all experts are fused into one module, of that: the weighted sum of
             the chosen experts, one row a token
 neuron      what enters the down projection of a dense MLP
+query, key, value, head_output, attention_scores, attention_pattern
+            what a module hands to its attention function, gets from it, and what follows from that. Modules of the
+            older style, which call none, have at most the pattern, if they return it
 layernorm   the output of a norm
 embedding   the output of the token embedding
 logits      the `logits` of the model's output, after any scaling or soft cap; its input is what enters the
@@ -28,6 +31,8 @@ from typing import Literal
 
 from torch import nn
 
+from .attention_modules import function_node, pattern_node
+from .head_options import HEAD_COMPONENTS
 from .model_ends import output_heads, token_embeddings
 from .module_tree import Kind, Node, build_tree, is_cross_attention, mlp_pair, size
 
@@ -58,6 +63,7 @@ _ORDER = {
         (
             "residual",
             "attention",
+            *HEAD_COMPONENTS,
             "mlp",
             "moe",
             "router",
@@ -72,15 +78,30 @@ _ORDER = {
 
 
 @dataclass(frozen=True)
+class HeadPart:
+    """What is taken of a component that is split by head."""
+
+    heads: tuple[int, ...] | None = None
+    """Counted from the front; None: all, in their order."""
+    reduction: str | None = None
+    top_k: int | None = None
+    """Of the reduction `top_k`."""
+    is_cross: bool = False
+    """Keys and values are those of another sequence."""
+
+
+@dataclass(frozen=True)
 class Place:
     """Where a tensor can be tapped: the first tensor of what a module takes or gives, or a named field of
     it."""
 
     module: str
     """The module's path; "" is the model itself."""
-    side: Literal["input", "output"]
+    side: Literal["input", "output", "attention"]
     field: str | None = None
-    """The field of a ModelOutput or dict to take, where it is not the first tensor."""
+    """The field of a ModelOutput or dict to take, where it is not the first tensor; of `attention` the component."""
+    part: HeadPart | None = None
+    """Of `attention`: which part of it."""
 
 
 @dataclass(frozen=True)
@@ -215,8 +236,11 @@ class ModelComponents:
         for node in attention:
             if node in own:
                 add("attention", node, own)
+                self._put_heads(node, region.path if region.is_layer and own == [node] else node.path, top)
             else:  # a layer that attends to itself and to another sequence stands for the former
-                self._add("attention", node, node.path, _alone_up_to(node, attention))
+                reach = _alone_up_to(node, attention)
+                self._add("attention", node, node.path, reach)
+                self._put_heads(node, node.path, reach)
         dense = [node for node in nodes if node.kind is Kind.MLP]
         sparse = [node for node in nodes if node.kind is Kind.MOE]
         for node in dense or sparse:
@@ -239,6 +263,17 @@ class ModelComponents:
         for node in _region(region):
             if node.kind is Kind.NORM:
                 add("layernorm", node, [])
+
+    def _put_heads(self, attention: Node, asked_at: str, reach: int | None) -> None:
+        """What an attention module hands to its attention function; of one that calls none the pattern."""
+        called = function_node(attention)
+        node = called or pattern_node(attention)
+        if node is None:
+            return
+        part = HeadPart(is_cross=is_cross_attention(attention) or is_cross_attention(node))
+        for name in HEAD_COMPONENTS if called else ("attention_pattern",):
+            place = Place(self._first_paths[id(node.module)], "attention", name, part)
+            self._put(Component(name, node, place, None, asked_at, attention.depth if reach is None else reach))
 
     def _put_neuron(self, mlp: Node, asked_at: str, reach: int) -> None:
         down = down_projection(mlp)

@@ -16,14 +16,16 @@ as most have several norms, the one must be named. Of two attentions a layer's o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 from torch import nn
 
+from .attention_modules import head_count
 from .errors import HookError
+from .head_options import HEAD_COMPONENTS, chosen_heads
 from .layer_pattern import LayerPattern
-from .model_components import Component, ModelComponents, Place, down_projection
+from .model_components import Component, HeadPart, ModelComponents, Place, down_projection
 from .module_tree import Kind, Node
 from .nearest import last_index, nearest_paths
 from .spec import AVAILABLE_COMPONENTS, Hooks, HookSpec, check_hook_id, parse_hooks
@@ -137,17 +139,36 @@ def _expand(
 
 
 def _hook(spec: HookSpec, node: Node, component: Component, hook_id: str | None) -> ResolvedHook:
+    where = f"hook {f'{node.path}:{component.name}'!r}"
     if hook_id is None:
         hook_id = f"{node.path}_{component.name}"
-    check_hook_id(hook_id, f"hook {f'{node.path}:{component.name}'!r}")
+    check_hook_id(hook_id, where)
+    output = component.output
+    if output.part is not None:
+        output = replace(output, part=_part(spec, component, output.part, where))
     return ResolvedHook(
         hook_id=hook_id,
         layer_name=node.path,
         component=component.name,
         spec=msgspec.structs.replace(spec, layer_name=node.path, hook_id=hook_id),
-        output=component.output if spec.capture_output else None,
+        output=output if spec.capture_output else None,
         input=component.input if spec.capture_input else None,
     )
+
+
+def _part(spec: HookSpec, component: Component, part: HeadPart, where: str) -> HeadPart:
+    """The part of an attention that the spec asks for; HookError where the module cannot have it."""
+    module = component.node.module
+    heads: tuple[int, ...] | None = None
+    if spec.heads is not None:
+        count = head_count(module, component.name)
+        if count is None:
+            raise HookError(f"{where}: how many heads {component.node.path!r} has cannot be told; leave heads out")
+        heads = chosen_heads(spec.heads, count, where)
+    if part.is_cross and spec.reduction == "previous":
+        raise HookError(f"{where}: a key of cross-attention is of another sequence, and none is the previous token")
+    top_k = spec.top_k if spec.reduction == "top_k" else None
+    return replace(part, heads=heads, reduction=spec.reduction, top_k=top_k)
 
 
 def _find(structure: ModelComponents, node: Node, spec: HookSpec) -> Component | None:
@@ -212,6 +233,13 @@ def _no_component(structure: ModelComponents, node: Node, name: str) -> str:
         return f"{module} only holds weights: the model calls {called} in its place; name that"
     there = _where(structure, name)
     around = structure.part_of(node)
+    if name in HEAD_COMPONENTS and not there and _where(structure, "attention"):
+        here = f"; 'attention_pattern' is at {_list(_where(structure, 'attention_pattern'))}"
+        return (
+            f"{structure.model_name} has no {name!r}: its attention does not go through transformers' "
+            f"AttentionInterface, and only what its modules return can be captured"
+            + (here if _where(structure, "attention_pattern") else "")
+        )
     if not there:
         held = {each.name for each in structure.listing()}
         message = f"{module} has no {name!r}, nor has any of {structure.model_name}"

@@ -43,6 +43,7 @@ class _Pass(NamedTuple):
     read: int  # tokens in the cache once it has ended, or UNKNOWN_OFFSET
     guessed: bool  # what it reads was taken from the first tensor among its inputs
     entry: FrameType | None = None  # of a pass inside compiled code: the frame that called that code
+    mask: torch.Tensor | None = None  # its attention mask, as it was given
 
 
 class PassObserver:
@@ -94,6 +95,11 @@ class PassObserver:
             total = self._prefill_tokens + self._decode_tokens
             return Usage(self._prefill_tokens, self._decode_tokens, total)
 
+    def mask(self) -> torch.Tensor | None:
+        """The attention mask that the innermost pass on this thread was given."""
+        passes: list[_Pass] = getattr(self._thread, "passes", [])
+        return next((each.mask for each in reversed(passes) if each.mask is not None), None)
+
     def attach_first(self, attachment: Attachment, compiled: CompiledCode) -> None:
         """The hooks that open a pass; to be put on before any tap."""
         for module in self._watched:
@@ -119,7 +125,7 @@ class PassObserver:
         passes = self._open_passes(module)
         offset = self._tokens_in(given.cache)
         read = self._begin_pass(passes, given, offset)
-        passes.append(_Pass(module, read, given.guessed))
+        passes.append(_Pass(module, read, given.guessed, mask=given.mask))
 
     def begin_compiled(self, module: nn.Module, given: Given, counted: torch.Tensor | int, entry: FrameType) -> None:
         """A pass of `module` begins in compiled code or a CUDA graph; `entry`, on this thread's stack, has called it.
@@ -136,7 +142,7 @@ class PassObserver:
         if offset == UNKNOWN_OFFSET:
             self._read.clear()  # one of these caches, or another
         read = self._begin_pass(passes, given, offset)
-        passes.append(_Pass(module, read, given.guessed, entry))
+        passes.append(_Pass(module, read, given.guessed, entry, given.mask))
 
     def _begin_pass(self, passes: list[_Pass], given: Given, offset: int) -> int:
         """Tell the session; returns the tokens in the cache once the pass has ended, or UNKNOWN_OFFSET."""

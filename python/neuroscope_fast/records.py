@@ -16,6 +16,7 @@ from msgspec import Meta, Raw, Struct
 from .decoding import no_collection
 from .dtypes import DTYPE_NAMES
 from .errors import RunError
+from .head_options import TOP_K
 
 Count = Annotated[int, Meta(ge=0)]
 # A union of two array types cannot be decoded, so both forms share an element type: an int, or a row of them.
@@ -30,6 +31,7 @@ RealTokens = Annotated[
         "gaps; an empty list for a row of padding"
     ),
 ]
+Heads = Annotated[Sequence[Count], Meta(description="heads stored, in this order, counted from the front")]
 DTypeName = Annotated[str, Meta(extra_json_schema={"enum": list(DTYPE_NAMES)})]
 
 
@@ -54,8 +56,11 @@ class Record(Struct, frozen=True, omit_defaults=True, gc=False):
     call: Count = 0
     positions: Positions | None = None
     real_tokens: RealTokens | None = None
+    heads: Heads | None = None
+    reduction: str | None = None
     source_dtype: DTypeName | None = None
     scale: DataRef | None = None
+    indices: DataRef | None = None
     data: DataRef | None = None
 
 
@@ -86,6 +91,9 @@ class HookConfiguration(Struct, frozen=True, omit_defaults=True):
     positions: str | list[int] = "all"
     phase: str = "both"
     every: int = 1
+    heads: list[int] | None = None
+    reduction: str | None = None
+    top_k: int = TOP_K
 
 
 class Generation(Struct, frozen=True):

@@ -137,32 +137,39 @@ def _in_open_shard(
 def _records(manifest: Manifest, found: Mapping[str, _Found], problems: list[str]) -> dict[str, list[Record]]:
     activations: dict[str, list[Record]] = {hook_id: [] for hook_id in manifest.hooks}
     users = _users_of_streams(manifest.hooks)
-    unnamed, without_scales = 0, 0
+    unnamed, without_scales, without_indices = 0, 0, 0
     without_positions = set()
     for key, tensor in found.items():
         parts = parse_tensor_key(key)
         if parts is None or parts.hook_id not in manifest.hooks:
             unnamed += 1
             continue
-        if parts.is_scale:
+        if parts.is_scale or parts.is_indices:
             continue
         owner = manifest.hooks[parts.hook_id]
         scale = found.get(key + "/scale")
         if tensor.dtype.name == "int8" and _is_quantised(tensor, owner) and scale is None:
             without_scales += 1
             continue
-        record = _record(parts, key, tensor, scale)
+        indices = found.get(key + "/indices")
+        if owner.reduction == "top_k" and indices is None:
+            without_indices += 1
+            continue
+        record = _record(parts, key, tensor, scale, indices)
         stream = owner.input if parts.is_input else owner.output
         for hook_id, is_input in users.get(stream, [(parts.hook_id, parts.is_input)]):
             hook = manifest.hooks[hook_id]
-            names = {"layer_name": hook.layer_name, "component": hook.component}
-            activations[hook_id].append(replace(record, hook_id=hook_id, is_input=is_input, **names))
+            said = {"layer_name": hook.layer_name, "component": hook.component}
+            taken = {"heads": hook.heads, "reduction": hook.reduction}
+            activations[hook_id].append(replace(record, hook_id=hook_id, is_input=is_input, **said, **taken))
             if hook.positions != "all" and record.positions is None:
                 without_positions.add(hook_id)
     if unnamed:
         problems.append(f"{unnamed} tensors belong to no hook of the manifest")
     if without_scales:
         problems.append(f"{without_scales} int8 records are left out, their scales are not there")
+    if without_indices:
+        problems.append(f"{without_indices} top_k records are left out, their keys are not there")
     problems.extend(f"which positions {hook_id} stored is not known" for hook_id in sorted(without_positions))
     for records in activations.values():
         records.sort(key=order_of_capture)
@@ -182,7 +189,7 @@ def _users_of_streams(hooks: Mapping[str, ManifestHook]) -> dict[int | None, lis
     return users
 
 
-def _record(parts: KeyParts, key: str, tensor: _Found, scale: _Found | None) -> Record:
+def _record(parts: KeyParts, key: str, tensor: _Found, scale: _Found | None, indices: _Found | None) -> Record:
     """All that the tensor itself says; layer and component are the hook's."""
     note = tensor.note or StepNote()
     source = tensor.source.name if tensor.source is not None else None
@@ -200,6 +207,7 @@ def _record(parts: KeyParts, key: str, tensor: _Found, scale: _Found | None) -> 
         real_tokens=note.real_tokens,
         source_dtype=None if source == tensor.dtype.name else source,
         scale=DataRef(scale.file, key + "/scale") if scale is not None else None,
+        indices=DataRef(indices.file, key + "/indices") if indices is not None else None,
         data=DataRef(tensor.file, key),
     )
 
@@ -228,6 +236,9 @@ def metadata_of(manifest: Manifest, activations: dict[str, list[Record]]) -> Met
             positions=hook.positions,
             phase=hook.phase,
             every=hook.every,
+            heads=hook.heads,
+            reduction=hook.reduction,
+            top_k=hook.top_k,
         )
         for hook_id, hook in manifest.hooks.items()
     ]

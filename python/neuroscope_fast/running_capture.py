@@ -151,6 +151,10 @@ class RunningCapture:
                     positions=each.hook.spec.positions,
                     phase=each.hook.spec.phase,
                     every=each.hook.spec.every,
+                    heads=_heads_of(each.hook),
+                    reduction=each.hook.spec.reduction,
+                    top_k=each.hook.spec.top_k,
+                    indices=each.indices,
                 )
                 for each in self.plan.hooks
             },
@@ -251,19 +255,18 @@ class RunningCapture:
         """
         for line in self.session.warnings() + self._graph_warnings:
             warnings.warn(line, CaptureWarning, stacklevel=3)
-        silent = never_ran(self.plan, self.session)
-        if silent:
+        for reason, silent in never_ran(self.plan, self.session).items():
             shown = ", ".join(silent[:4]) + (f" and {len(silent) - 4} more" if len(silent) > 4 else "")
             warnings.warn(
-                f"nothing was captured for {shown}: the hooked modules never ran",
+                f"nothing was captured for {shown}: the hooked {reason.replace('module', 'modules', 1)}",
                 CaptureWarning,
                 stacklevel=3,
             )
 
     def _warnings(self, collected: Collected) -> list[str]:
-        silent = set(never_ran(self.plan, self.session))
+        silent = {hook_id: why for why, hooks in never_ran(self.plan, self.session).items() for hook_id in hooks}
         lines = [
-            f"hook {hook_id!r} captured nothing" + (": its module never ran" if hook_id in silent else "")
+            f"hook {hook_id!r} captured nothing" + (f": its {silent[hook_id]}" if hook_id in silent else "")
             for hook_id, records in collected.activations.items()
             if not records
         ]
@@ -296,6 +299,9 @@ class RunningCapture:
                     positions=each.hook.spec.positions,
                     phase=each.hook.spec.phase,
                     every=each.hook.spec.every,
+                    heads=_heads_of(each.hook),
+                    reduction=each.hook.spec.reduction,
+                    top_k=each.hook.spec.top_k,
                 )
                 for each in self.plan.hooks
             ],
@@ -315,6 +321,12 @@ class RunningCapture:
 def _module_of(hook: Any) -> str:
     place = hook.output or hook.input
     return str(place.module)
+
+
+def _heads_of(hook: Any) -> list[int] | None:
+    """Counted from the front; None for all of them."""
+    part = hook.output.part if hook.output is not None else None
+    return list(part.heads) if part is not None and part.heads is not None else None
 
 
 def _sum(usages: Iterable[Usage]) -> Usage:

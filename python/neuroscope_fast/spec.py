@@ -21,14 +21,14 @@ from typing import Any, Literal, Union
 import msgspec
 
 from .errors import HookError
+from .head_options import HEAD_COMPONENTS, TOP_K, check_head_options, normal_heads
 from .layer_pattern import LayerPattern, expand_pattern
 from .positions import normal_positions, position_slice
 
 __all__ = [
     "AVAILABLE_COMPONENTS",
     "CAST_DTYPES",
-    "COMPONENTS",
-    "UNAVAILABLE_COMPONENTS",
+    "HEAD_COMPONENTS",
     "HookSpec",
     "Hooks",
     "check_hook_id",
@@ -48,20 +48,8 @@ AVAILABLE_COMPONENTS: tuple[str, ...] = (
     "layernorm",
     "neuron",
     "logits",
+    *HEAD_COMPONENTS,
 )
-"""Components that this version captures."""
-
-UNAVAILABLE_COMPONENTS: tuple[str, ...] = (
-    "query",
-    "key",
-    "value",
-    "attention_scores",
-    "attention_pattern",
-    "head_output",
-)
-"""Components whose names are taken, and which this version refuses with a message of its own."""
-
-COMPONENTS: tuple[str, ...] = AVAILABLE_COMPONENTS + UNAVAILABLE_COMPONENTS
 """Every component name there is."""
 
 CAST_DTYPES: tuple[str, ...] = ("float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2", "int8")
@@ -98,6 +86,16 @@ class HookSpec(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=
     """Capture only the first pass of a generation, or only those after it."""
     every: int = 1
     """Capture only steps whose number is a multiple of it: 2 takes the steps 0, 2, 4, …"""
+    heads: list[int] | None = None
+    """Of a component that is split by head (`HEAD_COMPONENTS`) the heads to keep, in this order; negative ones count
+    from the end. Query heads, for `key` and `value` the heads that these have. None: all."""
+    reduction: str | None = None
+    """For `attention_pattern` [B, H, Q, K]: `mean` or `max` over the heads [B, Q, K]; the `entropy` of each row in
+    nats, the mass on the first token (`sink`) or on the `previous` one [B, H, Q]; `top_k`: the k largest of each row,
+    and their keys beside them [B, H, Q, k]. For `head_output` [B, S, H, D]: `head_norm`, the Euclidean norms
+    [B, S, H]. None: the tensor itself."""
+    top_k: int = TOP_K
+    """How many keys of each query the reduction `top_k` keeps: at most all there are."""
 
 
 Hooks = Union[str, "os.PathLike[str]", Mapping[str, Any], HookSpec, Iterable[Any]]
@@ -214,6 +212,7 @@ def _check(spec: HookSpec, where: str) -> HookSpec:
     """`spec` with its values in their one normal form; HookError where one is wrong."""
     values = msgspec.structs.asdict(spec)
     values["positions"] = normal_positions(spec.positions, where)
+    values["heads"] = normal_heads(spec.heads, where)
     if spec.dtype is not None:  # a torch.dtype prints as torch.bfloat16: no need to import torch here
         values["dtype"] = str(spec.dtype).removeprefix("torch.")
     try:
@@ -239,10 +238,8 @@ def _check(spec: HookSpec, where: str) -> HookSpec:
 def _check_component(spec: HookSpec, where: str) -> None:
     name = spec.component
     available = f"available: {', '.join(AVAILABLE_COMPONENTS)}"
-    if name in UNAVAILABLE_COMPONENTS:
-        raise HookError(f"{where}: component {name!r} is not available in this version yet; {available}")
     if name not in AVAILABLE_COMPONENTS:
-        near = difflib.get_close_matches(name.lower(), COMPONENTS, n=1)
+        near = difflib.get_close_matches(name.lower(), AVAILABLE_COMPONENTS, n=1)
         guess = f"did you mean {near[0]}? " if near else ""
         raise HookError(f"{where}: unknown component {name!r}; {guess}{available}")
     if name == "neuron" and spec.capture_input:
@@ -255,3 +252,10 @@ def _check_component(spec: HookSpec, where: str) -> None:
             f"{where}: positions cannot be chosen for 'expert', whose rows are the tokens routed to it; "
             "leave positions out, or capture 'moe'"
         )
+    if name in HEAD_COMPONENTS and spec.capture_input:
+        raise HookError(f"{where}: {name!r} is one tensor and has no input side; leave capture_input out")
+    if name in ("key", "value") and spec.positions != "all":
+        raise HookError(
+            f"{where}: positions cannot be chosen for {name!r}, whose rows are the whole cache; leave positions out"
+        )
+    check_head_options(name, spec.heads, spec.reduction, spec.top_k, where)

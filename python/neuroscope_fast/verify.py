@@ -17,7 +17,9 @@ Progress = Callable[[int], None]
 
 
 class BadRecord(NamedTuple):
-    """A tensor that `verify` could not confirm. `key` ends in `/scale` where it is the record's scales."""
+    """A tensor that `verify` could not confirm. `key` ends in `/scale` or `/indices` where it is those of the
+    record.
+    """
 
     record: Record
     file: str
@@ -54,6 +56,8 @@ def _stored_parts(record: Record) -> list[DataRef]:
     parts = [data_ref(record)]
     if is_quantised(record):
         parts.append(record.scale or DataRef(parts[0].file, parts[0].key + "/scale"))
+    if record.indices is not None:
+        parts.append(record.indices)
     return parts
 
 

@@ -106,24 +106,64 @@ TEST(Positions, LogitsOfTheLastPositions) {
     StepFacts step = facts(2, 5, 10, {1, 1, 1, 1, 0, 0, 0, 1, 1, 1});
     step.logits_kept = 2;
     const TensorView view = view_of({2, 2, 8});
-    EXPECT_EQ(keep_positions(all(), step, view, true).note,
+    EXPECT_EQ(keep_positions(all(), step, view, SequenceKind::logits).note,
               R"({"positions":[13,14],"real_tokens":[[0,1],[0,2]]})");
-    const Kept each = keep_positions(last(), step, view, true);
+    const Kept each = keep_positions(last(), step, view, SequenceKind::logits);
     EXPECT_EQ(indices(each), (Indices{0, 1}));
     EXPECT_EQ(each.note, R"({"positions":[[13],[14]]})");
-    EXPECT_EQ(indices(keep_positions(list({12, 14, -2}), step, view, true)), (Indices{1, 0}));
-    EXPECT_TRUE(keep_positions(list({12}), step, view, true).nothing);
-    EXPECT_EQ(indices(keep_positions(slice(11, std::nullopt, 2), step, view, true)), Indices{0});
+    EXPECT_EQ(indices(keep_positions(list({12, 14, -2}), step, view, SequenceKind::logits)), (Indices{1, 0}));
+    EXPECT_TRUE(keep_positions(list({12}), step, view, SequenceKind::logits).nothing);
+    EXPECT_EQ(indices(keep_positions(slice(11, std::nullopt, 2), step, view, SequenceKind::logits)),
+              Indices{0});
     // Only logits are cut short; another tensor of that length is another sequence.
     EXPECT_EQ(keep_positions(all(), step, view).note, "");
     // More than the pass has, or all of it.
     step.logits_kept = 50;
-    EXPECT_EQ(keep_positions(last(), step, view_of({2, 5, 8}), true).note, R"({"positions":[[13],[14]]})");
+    EXPECT_EQ(keep_positions(last(), step, view_of({2, 5, 8}), SequenceKind::logits).note,
+              R"({"positions":[[13],[14]]})");
     // A row without a real token among those kept.
     step.mask = {1, 1, 0, 0, 0, 1, 1, 1, 1, 1};
     step.logits_kept = 1;
-    EXPECT_EQ(keep_positions(last(), step, view_of({2, 1, 8}), true).note,
+    EXPECT_EQ(keep_positions(last(), step, view_of({2, 1, 8}), SequenceKind::logits).note,
               R"({"positions":[14],"real_tokens":[[],[0,1]]})");
+}
+
+TEST(Positions, HeadsStandBehindTheSequence) {
+    const StepFacts step = facts(2, 3, 4, {0, 1, 1, 1, 1, 0});
+    const TensorView view = view_of({2, 3, 5, 8});
+    const Kept whole = keep_positions(all(), step, view, SequenceKind::heads);
+    EXPECT_EQ(whole.note, R"({"positions":[4,5,6],"real_tokens":[[1,3],[0,2]]})");
+    const Kept ends = keep_positions(last(), step, view, SequenceKind::heads);
+    EXPECT_EQ(ends.selection->axis, 1U);
+    EXPECT_EQ(ends.shape, (Shape{2, 1, 5, 8}));
+    EXPECT_EQ(indices(ends), (Indices{2, 1}));
+    EXPECT_EQ(ends.note, R"({"positions":[[6],[5]]})");
+    const Kept some = keep_positions(list({5}), step, view, SequenceKind::heads);
+    EXPECT_EQ(some.shape, (Shape{2, 1, 5, 8}));
+    EXPECT_EQ(some.note, R"({"positions":[5]})");
+}
+
+TEST(Positions, ACacheIsTheWholeSequence) {
+    const auto note = [](const StepFacts& step, std::int64_t keys) {
+        const Kept kept = keep_positions(all(), step, view_of({2, 4, keys, 8}), SequenceKind::cache);
+        EXPECT_FALSE(kept.selection);
+        EXPECT_EQ(kept.shape, (Shape{2, 4, keys, 8}));
+        return kept.note;
+    };
+    EXPECT_EQ(note(facts(2, 3), 3), "");
+    EXPECT_EQ(note(facts(2, 3, 0, {0, 1, 1, 1, 1, 1}), 3), R"({"real_tokens":[[1,3],[0,3]]})");
+    EXPECT_EQ(note(facts(2, 1, 5), 6), "");                      // positions 0 to 5, not those of the pass
+    EXPECT_EQ(note(facts(2, 1, 5), 4), R"({"positions":[]})");   // a window of them
+    EXPECT_EQ(note(facts(2, 3, 0), 16), R"({"positions":[]})");  // room for more
+    EXPECT_EQ(note(facts(2, 1, -1), 6), R"({"positions":[]})");
+    EXPECT_EQ(note(facts(0, 0), 6), "");
+    EXPECT_THROW(keep_positions(last(), facts(2, 3), view_of({2, 4, 3, 8}), SequenceKind::cache),
+                 std::invalid_argument);
+}
+
+TEST(Positions, NothingIsKnownOfAnotherSequence) {
+    const StepFacts step = facts(2, 3, 4, {0, 1, 1, 1, 1, 0});
+    EXPECT_EQ(keep_positions(all(), step, view_of({2, 4, 3, 8}), SequenceKind::foreign).note, "");
 }
 
 TEST(Positions, LastOfARowWithoutPadding) {

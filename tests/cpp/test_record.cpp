@@ -29,6 +29,9 @@ TEST(Record, KeysHaveAllTheirParts) {
     EXPECT_EQ(key(0, 0, 1, true), "hook/000001/input");
     EXPECT_EQ(key(0, 0, 1, false, true), "hook/000001/scale");
     EXPECT_EQ(key(1, 1, 1, true, true), "hook/p1/c1/000001/input/scale");
+    Record indices;
+    indices.step = 2;
+    EXPECT_EQ(format_key({"hook", false, true}, indices), "hook/000002/indices");
 }
 
 TEST(Record, KeysOfTheLargestNumbers) {

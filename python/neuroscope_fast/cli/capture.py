@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
+from ..head_options import PATTERN_REDUCTIONS, TOP_K
 from ..models import EMBEDDED
 from ..options import CaptureOptions
 from ..records import Generation
@@ -87,6 +88,19 @@ def capture(
     ] = None,
     phase: Annotated[str | None, typer.Option(metavar="PHASE", help="Capture only prefill, or only decode.")] = None,
     every: Annotated[int | None, typer.Option(metavar="N", help="Capture each N-th step of those.", min=1)] = None,
+    heads: Annotated[
+        str | None, typer.Option(metavar="HEADS", help="Of attention split by head the heads to keep, such as 0,5,-1.")
+    ] = None,
+    reduction: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help=f"Of attention_pattern: {', '.join(PATTERN_REDUCTIONS)}; of head_output: head_norm.",
+        ),
+    ] = None,
+    top_keys: Annotated[
+        int | None, typer.Option(metavar="K", help=f"The reduction top_k keeps so many keys; else {TOP_K}.", min=1)
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that is in DIR.")] = False,
     overflow: Annotated[
         str, typer.Option(metavar="POLICY", help="When the ring is full: block, drop or fail.")
@@ -108,7 +122,14 @@ def capture(
         )
     arguments: dict[str, Any] = {
         "hooks": read_hooks(
-            hook or [], hooks or [], positions=positions, phase=one_of(phase, _PHASES, "--phase"), every=every
+            hook or [],
+            hooks or [],
+            positions=positions,
+            phase=one_of(phase, _PHASES, "--phase"),
+            every=every,
+            heads=heads,
+            reduction=reduction,
+            top_keys=top_keys,
         ),
         "prompts": read_prompts(prompt or [], prompts_file, messages or [], chat=chat),
         "max_new_tokens": max_new_tokens,

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import typer
 
+from ..head_options import HEAD_COMPONENTS, REDUCTIONS
 from ..prompts import Prompt, split_prompts
 from ..spec import HookSpec, parse_hooks
 
@@ -83,12 +84,25 @@ def read_hooks(
     positions: str | None,
     phase: str | None,
     every: int | None,
+    heads: str | None = None,
+    reduction: str | None = None,
+    top_keys: int | None = None,
 ) -> list[HookSpec]:
-    """All hooks. The last three are for those that do not say otherwise themselves."""
+    """All hooks. The others are for those that do not say otherwise themselves, and that it fits."""
     specs = parse_hooks([*hooks, *files])
-    wanted: dict[str, Any] = {"positions": _positions(positions), "phase": phase, "every": every}
+    specs = _with({"positions": _positions(positions), "phase": phase, "every": every}, specs, specs)
+    specs = _with({"heads": _heads(heads)}, specs, [each for each in specs if each.component in HEAD_COMPONENTS])
+    specs = _with(
+        {"reduction": reduction}, specs, [each for each in specs if reduction in REDUCTIONS.get(each.component, ())]
+    )
+    specs = _with({"top_k": top_keys}, specs, [each for each in specs if each.reduction == "top_k"])
+    return parse_hooks(specs)
+
+
+def _with(wanted: dict[str, Any], specs: list[HookSpec], fitting: list[HookSpec]) -> list[HookSpec]:
+    """What is wanted goes to the hooks it fits; where it fits none, to all, so that its check says why."""
     untouched = HookSpec(layer_name="x", component="residual")
-    changed = [
+    return [
         msgspec.structs.replace(
             spec,
             **{
@@ -97,9 +111,18 @@ def read_hooks(
                 if value is not None and getattr(spec, name) == getattr(untouched, name)
             },
         )
+        if not fitting or any(spec is each for each in fitting)
+        else spec
         for spec in specs
     ]
-    return parse_hooks(changed)
+
+
+def _heads(text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    if not re.fullmatch(r"-?\d+(,-?\d+)*", text):
+        raise typer.BadParameter(f"{text!r} is no list of heads such as 0,5 or -1", param_hint="--heads")
+    return [int(number) for number in text.split(",")]
 
 
 def _positions(text: str | None) -> str | list[int] | None:
