@@ -19,6 +19,8 @@ LAYERS = [
     {"errors", "dtypes", "keys", "markdown", "positions", "layer_pattern", "decoding", "_core"},
     {"spec", "records", "summary", "journal", "manifest", "options", "kernels"},
     {"shard_file", "recovery", "sources", "activations", "verify", "reader", "report", "report_text", "environment"},
+    {"attention_blocks", "attention_blockwise"},
+    {"attention_math"},
     {"module_tree", "model_ends", "model_components", "nearest", "model_map"},
     {
         "attachment",
