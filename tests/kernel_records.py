@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pytest
 import torch
 from neuroscope_fast.kernels import reference
 
@@ -93,3 +97,20 @@ def run_in_the_interpreter(path: str) -> None:
     result = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "skipped" not in result.stdout
+
+
+@contextlib.contextmanager
+def floats_of_a_gpu() -> Iterator[None]:
+    """For kernels in the interpreter: ranges with bounds that were computed, and no warnings."""
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang_tensor
+
+    def patched(tensor: Any, scope: Any) -> None:
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    with pytest.MonkeyPatch.context() as monkeypatch, np.errstate(all="ignore"):
+        # Its scalars are arrays of one element, which numpy >= 2.4 does not take for the bounds of a range.
+        monkeypatch.setattr(interpreter, "_patch_lang_tensor", patched)
+        yield  # a GPU raises no flags for a NaN or an overflow

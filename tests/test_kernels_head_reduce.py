@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from kernel_records import INTERPRETED, run_in_the_interpreter
+from kernel_records import INTERPRETED, floats_of_a_gpu, run_in_the_interpreter
 from neuroscope_fast import _core
 from neuroscope_fast.kernels import reference
 from neuroscope_fast.kernels.reference import HEAD_DTYPES, HEAD_REDUCTIONS
@@ -210,18 +210,8 @@ class KernelTests:
     """Collected only where Triton interprets."""
 
     @pytest.fixture(autouse=True)
-    def _floats_of_a_gpu(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-        from triton.runtime import interpreter
-
-        patch = interpreter._patch_lang_tensor
-
-        def patched(tensor: Any, scope: Any) -> None:
-            patch(tensor, scope)
-            scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
-
-        # Its scalars are arrays of one element, which numpy >= 2.4 does not take for the bounds of a range.
-        monkeypatch.setattr(interpreter, "_patch_lang_tensor", patched)
-        with np.errstate(all="ignore"):  # a GPU raises no flags for a NaN or an overflow
+    def _floats_of_a_gpu(self) -> Iterator[None]:
+        with floats_of_a_gpu():
             yield
 
     @pytest.mark.parametrize("size", [1, 63, 64, 65, 1000])

@@ -18,8 +18,9 @@ LIGHT = ("report", "reader", "records", "manifest", "spec", "errors", "keys", "j
 LAYERS = [
     {"errors", "dtypes", "keys", "markdown", "positions", "layer_pattern", "decoding", "head_options", "_core"},
     {"spec", "records", "summary", "journal", "manifest", "options", "kernels"},
-    {"attention_blocks", "attention_blockwise", "attention_math"},
     {"shard_file", "recovery", "sources", "activations", "verify", "reader", "report", "report_text", "environment"},
+    {"attention_blocks", "attention_blockwise"},
+    {"attention_math"},
     {"attention_modules", "module_tree", "model_ends", "model_components", "nearest", "model_map"},
     {
         "attachment",

@@ -116,7 +116,8 @@ class AttentionCall:
         return torch.finfo(self.mask.dtype).min / 2
 
 
-class Selection(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Selection:
     """The chosen heads, each once, and the chosen query rows."""
 
     heads: list[int]
@@ -162,6 +163,7 @@ def checked_reduction(
     call: AttentionCall,
     selection: Selection,
     name: str,
+    *,
     k: int | None,
     first_key: Tensor | int,
     own_offset: int | None,

@@ -1,11 +1,11 @@
 # mypy: disable-error-code="untyped-decorator, no-untyped-def, no-untyped-call"
-# ruff: noqa: PLR0917, PLR0124 - a kernel's parameters have their places; in Triton a NaN is what differs from itself
+# ruff: noqa: PLR0917, PLR0124, PLR1714 - a kernel's parameters have their places; Triton knows no sets, and a NaN there is what differs from itself
 """The Triton kernels of attention scores, patterns and reductions of patterns.
 
 `attention_rows` reads the keys of some query rows of one head once, from block to block, with the running maximum and
-sum of Milakov and Gimelshein 2018 (arXiv:1805.02867), and leaves one or two numbers a row: the two that a softmax needs,
-the entropy, or the probability of one key. `attention_tiles` computes the logits of a tile anew and, with the first two
-numbers, its probabilities; mean and max go through the heads in the tile. So no tensor is larger than the result.
+sum of Milakov and Gimelshein 2018 (arXiv:1805.02867), and leaves one or two numbers a row: the two that a softmax
+needs, the entropy, or the probability of one key. `attention_tiles` computes the logits of a tile anew and, with the
+first two numbers, its probabilities; mean and max go through the heads in the tile. So no tensor is larger than the result.
 attention_launch.py launches both; `reference_attention` is the twin in torch.
 
 As in `downcast`, annotations of kernels other than `tl.constexpr` would mean something to Triton.
@@ -285,9 +285,9 @@ def attention_tiles(
 ):
     """Writes scores or pattern, [B, head_count, count, keys], or mean or max over the heads, [B, count, keys], float32.
 
-    RESULT says which. `maxima` and `inverses`, [B, head_count, count], are those of `attention_rows` with RESULT softmax
-    (for the scores without sinks: a row with inverse 0 sees no key); the other parameters are its own, too. The grid is
-    cdiv(keys, COLUMNS) * cdiv(count, ROWS) * B in one dimension, for scores and pattern times head_count.
+    RESULT says which. `maxima` and `inverses`, [B, head_count, count], are those of `attention_rows` with RESULT
+    softmax (for the scores without sinks: a row with inverse 0 sees no key); the other parameters are its own, too. The
+    grid is cdiv(keys, COLUMNS) * cdiv(count, ROWS) * B in one dimension, for scores and pattern times head_count.
     """
     program = tl.program_id(0).to(tl.int64)
     column_blocks = tl.cdiv(keys, COLUMNS)

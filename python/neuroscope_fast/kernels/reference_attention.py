@@ -35,7 +35,7 @@ def reduce_pattern(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The reduction of the pattern: see `attention_math.reduce_pattern`."""
     selection = select(call, heads, rows)
-    wanted = checked_reduction(call, selection, reduction, k, first_key, own_offset)
+    wanted = checked_reduction(call, selection, reduction, k=k, first_key=first_key, own_offset=own_offset)
     pattern = _pattern(call, selection)
     if wanted.name == "top_k":
         values, indices = pattern.to(torch.float32).sort(dim=-1, descending=True, stable=True)

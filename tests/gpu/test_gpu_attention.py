@@ -1,0 +1,97 @@
+"""Attention scores, patterns and reductions on a GPU: the kernels against their twin on the CPU, and their memory."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from attention_calls import Case, assert_like_the_twin, call, chance
+from neuroscope_fast import attention_math
+from neuroscope_fast.attention_math import AttentionCall
+from neuroscope_fast.kernels import reference_attention
+from test_kernels_attention import examples
+
+pytestmark = pytest.mark.gpu
+
+MIB = 1 << 20
+
+
+def on(device: torch.device, given: AttentionCall) -> AttentionCall:
+    tensors = {name: getattr(given, name) for name in ("query", "key", "mask", "sinks", "padding")}
+    return dataclasses.replace(
+        given, **{name: tensor.to(device) for name, tensor in tensors.items() if tensor is not None}
+    )
+
+
+class OnTheDevice:
+    """`attention_math` of the same call on the device, with results on the CPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def __getattr__(self, name: str) -> Any:
+        def function(given: AttentionCall, *arguments: Any, **options: Any) -> Any:
+            result = getattr(attention_math, name)(on(self.device, given), *arguments, **options)
+            return tuple(part.cpu() for part in result) if isinstance(result, tuple) else result.cpu()
+
+        return function
+
+
+@pytest.mark.parametrize("example", examples())
+def test_examples(device: torch.device, example: str) -> None:
+    assert_like_the_twin(OnTheDevice(device), examples()[example], tolerance=2e-6)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("size", [64, 80, 96, 128, 256])
+@pytest.mark.parametrize("keys", [1, 63, 65, 1000])
+def test_sizes_and_dtypes(device: torch.device, dtype: torch.dtype, size: int, keys: int) -> None:
+    mask = chance(1, 0.8, 2, 1, 65, keys)
+    given = call(2, 6, 2, 65, keys, size, dtype, causal_offset=keys - 65, mask=mask)
+    assert_like_the_twin(OnTheDevice(device), Case(given), tolerance=2e-6)  # type: ignore[arg-type]
+
+
+def test_a_call_waits_for_nothing(cuda: torch.device) -> None:
+    given = on(cuda, call(1, 8, 2, 128, 128, 64, torch.bfloat16, causal_offset=0))
+
+    def results() -> list[Any]:
+        options: dict[str, Any] = {"heads": [0, 5], "rows": [127, 3]}
+        found = [attention_math.attention_pattern(given, **options)]
+        return found + [
+            attention_math.reduce_pattern(given, name, k=4, **options) for name in ("mean", "sink", "top_k")
+        ]
+
+    results()  # compiled
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        results()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("reduction", ["mean", "max", "entropy", "sink", "previous", "top_k"])
+def test_memory(cuda: torch.device, reduction: str) -> None:
+    """32 heads of 8192 tokens, whose pattern would take 8 GiB."""
+    length = 8192
+    given = AttentionCall(
+        torch.randn(1, 32, length, 64, device=cuda, dtype=torch.bfloat16),
+        torch.randn(1, 8, length, 64, device=cuda, dtype=torch.bfloat16),
+        0.125,
+        causal_offset=0,
+    )
+    torch.cuda.reset_peak_memory_stats(cuda)
+    before = torch.cuda.memory_allocated(cuda)
+    result = attention_math.reduce_pattern(given, reduction, k=8)
+    parts = result if isinstance(result, tuple) else (result,)
+    output = sum(part.numel() * part.itemsize for part in parts)
+    work = torch.cuda.max_memory_allocated(cuda) - before - output
+    assert work < (256 if reduction == "top_k" else 16) * MIB
+    last = dataclasses.replace(
+        given, query=given.query[:, :, -64:].cpu(), key=given.key.cpu(), causal_offset=length - 64
+    )
+    want = reference_attention.reduce_pattern(last, reduction, k=8)
+    for part, wanted in zip(parts[-1:], (want if isinstance(want, tuple) else (want,))[-1:], strict=True):
+        axis = 1 if reduction in ("mean", "max") else 2
+        torch.testing.assert_close(part.narrow(axis, length - 64, 64).cpu(), wanted, rtol=1e-4, atol=1e-6)
