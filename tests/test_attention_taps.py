@@ -230,7 +230,7 @@ def test_on_disk_and_back(tmp_path: Path) -> None:
     close(again.result["top"][0], run["top"][0])
     assert torch.equal(again.result["top"].indices[0], run["top"].indices[0])
     assert again.result["key"][0].shape == (2, 1, 7, 12)
-    with pytest.raises(RunError, match="holds no indices: they belong to the reduction top_k"):
+    with pytest.raises(RunError, match="holds no indices"):
         _ = run["mean"].indices
 
 

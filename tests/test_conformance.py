@@ -36,6 +36,8 @@ def clone_hook(model: nn.Module, place: Place, into: list[torch.Tensor]) -> Call
 
     def on_input(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         found = first_tensor(args)
+        if place.argument is not None:
+            found = args[place.argument]
         if found is None:
             found = kwargs["hidden_states"] if "hidden_states" in kwargs else first_tensor(kwargs)
         assert found is not None

@@ -21,7 +21,7 @@ LAYERS = [
     {"shard_file", "recovery", "sources", "activations", "verify", "reader", "report", "report_text", "environment"},
     {"attention_blocks", "attention_blockwise"},
     {"attention_math"},
-    {"attention_modules", "module_tree", "model_ends", "model_components", "nearest", "model_map"},
+    {"attention_modules", "module_tree", "model_ends", "model_components", "nearest", "model_map", "pass_inputs"},
     {
         "attachment",
         "attention_attach",
@@ -36,7 +36,6 @@ LAYERS = [
         "devices",
         "graphs",
         "hooks",
-        "pass_inputs",
         "passes",
         "run_directory",
         "running_capture",

@@ -242,15 +242,15 @@ void register_session(py::module_& module) {
             "tap",
             [](const std::shared_ptr<Session>& session, std::size_t index, const py::object& hooked,
                bool is_input, bool in_encoder, const std::string& sequence, const std::string& field,
-               const std::string& description, const py::list& rules) {
+               py::ssize_t argument, const std::string& description, const py::list& rules) {
                 if (index >= session->fired.size()) throw std::invalid_argument("no such tap");
                 TapPlace place{index, parse_sequence(sequence), in_encoder, description,
                                make_rules(*session, rules)};
-                return make_tap({session, hooked.ptr(), is_input, field,
+                return make_tap({session, hooked.ptr(), is_input, field, argument,
                                  std::make_shared<const TapPlace>(std::move(place))});
             },
-            "index"_a, "module"_a, "is_input"_a, "in_encoder"_a, "sequence"_a, "field"_a, "description"_a,
-            "rules"_a)
+            "index"_a, "module"_a, "is_input"_a, "in_encoder"_a, "sequence"_a, "field"_a, "argument"_a,
+            "description"_a, "rules"_a)
         .def(
             "computed_tap",
             [](const std::shared_ptr<Session>& session, std::size_t index, const py::object& hooked,

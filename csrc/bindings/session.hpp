@@ -85,7 +85,8 @@ struct Tap {
     std::shared_ptr<Session> session;
     PyObject* module = nullptr;  // that it was made for, never followed: a copy of the model is not captured
     bool is_input = false;       // a forward pre-hook (with kwargs) rather than a forward hook
-    std::string field;           // take this field of the output; empty: its first tensor
+    std::string field;           // take this field of the output, or this parameter; empty: the first tensor
+    Py_ssize_t argument = -1;    // of a parameter: its place among the positional ones
     std::shared_ptr<const TapPlace> place;  // shared with the recordings of CUDA graphs
 };
 

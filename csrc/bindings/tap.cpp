@@ -62,6 +62,14 @@ py::object find_activation(const Tap& tap, PyObject* const* arguments, Py_ssize_
     const TensorAccess& access = tap.session->access;
     if (tap.is_input) {
         PyObject* kwargs = count > 2 && PyDict_Check(arguments[2]) ? arguments[2] : nullptr;
+        if (!tap.field.empty()) {
+            PyObject* found = kwargs == nullptr ? nullptr : PyDict_GetItemString(kwargs, tap.field.c_str());
+            if (found == nullptr && tap.argument >= 0 && tap.argument < PyTuple_GET_SIZE(arguments[1]))
+                found = PyTuple_GET_ITEM(arguments[1], tap.argument);
+            if (found != nullptr && access.is_tensor(found)) return py::reinterpret_borrow<py::object>(found);
+            throw EngineError(tap.place->description + ": the module was called without a tensor for '" +
+                              tap.field + "'");
+        }
         PyObject* found = input_tensor(access, arguments[1], kwargs);
         if (found != nullptr) return py::reinterpret_borrow<py::object>(found);
         throw EngineError(tap.place->description +

@@ -56,6 +56,7 @@ class Session:
         in_encoder: bool,
         sequence: str,
         field: str,
+        argument: int,
         description: str,
         rules: list[Any],
     ) -> Callable[..., None]: ...

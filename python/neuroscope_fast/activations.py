@@ -90,14 +90,15 @@ class Activations(Sequence["torch.Tensor"]):
 
     @property
     def indices(self) -> list[torch.Tensor]:
-        """Of the reduction `top_k`: for each tensor of weights the keys that they are of, int32 [B, H, Q, k].
+        """Of the reduction `top_k`: for each tensor of weights the keys that they are of, int32 [B, H, Q, k]. Of fused
+        experts: the experts, [tokens, experts a token], in the model's own dtype.
 
         Raises RunError for records of another kind.
         """
         found = []
         for record in self._records:
-            if record.reduction != "top_k":
-                raise RunError(f"{self.hook_id} holds no indices: they belong to the reduction top_k")
+            if record.reduction != "top_k" and (record.component != "expert" or (record.data and not record.indices)):
+                raise RunError(f"{self.hook_id} holds no indices: the reduction top_k does, and fused experts do")
             ref = record.indices or DataRef("", data_ref(record).key + "/indices")
             indices = self._source.tensor(ref)
             if list(indices.shape) != record.shape or indices.is_floating_point():

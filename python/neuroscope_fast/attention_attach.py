@@ -68,7 +68,10 @@ def _stored_tap(tap: TapPlan, session: Session, native: dict[str, Any]) -> Store
     component, part = _component(tap)
     sequence = _sequence(component, part)
     return StoredTap(
-        component, part, tap.description, session.tap(**native, is_input=False, sequence=sequence, field="")
+        component,
+        part,
+        tap.description,
+        session.tap(**native, is_input=False, sequence=sequence, field="", argument=-1),
     )
 
 

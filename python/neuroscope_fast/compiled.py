@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from .attachment import Attachment
+    from .model_components import Place
     from .pass_inputs import Given, Reading
     from .passes import PassObserver
 
@@ -68,9 +69,11 @@ class CompiledCode:
         self._watched.append(weakref.ref(module))
         return compiled_hooks.Slot(self.order, len(self._watched) - 1, id(module))
 
-    def add_tap(self, module: nn.Module, native: Callable[..., Any], *, is_input: bool, field: str) -> None:
-        """Note a native tap before it is put on `module`."""
-        self._taps.append(_Tap(weakref.ref(module), native, is_input, field))
+    def add_tap(self, module: nn.Module, native: Callable[..., Any], place: Place) -> None:
+        """Note a native tap before it is put on `module`, at this place."""
+        is_input, argument = place.side == "input", place.argument
+        tap = _Tap(weakref.ref(module), native, is_input, place.field or "", -1 if argument is None else argument)
+        self._taps.append(tap)
 
     def start(self) -> None:
         """To be called before any hook is put on: answer those that are called, and watch the compiler."""
@@ -102,7 +105,8 @@ class CompiledCode:
                 module = tap.module()
                 if module is not None:
                     hook = compiled_hooks.tap_input if tap.is_input else compiled_hooks.tap_output
-                    traceable = functools.partial(hook, compiled_hooks.Slot(self.order, slot, id(module)), tap.field)
+                    of_module = compiled_hooks.Slot(self.order, slot, id(module), tap.argument)
+                    traceable = functools.partial(hook, of_module, tap.field)
                     self._attachment.exchange(module, tap.native, traceable)
             self._compiling = True
 
@@ -113,7 +117,8 @@ class CompiledCode:
     def take(self, slot: int, value: torch.Tensor) -> None:
         tap = self._taps[slot]
         if tap.is_input:
-            self._call(tap.native, tap.module(), (value,), {})
+            named = {tap.field: value} if tap.field else {}
+            self._call(tap.native, tap.module(), () if named else (value,), named)
         else:
             self._call(tap.native, tap.module(), (), {tap.field: value} if tap.field else value)
 
@@ -152,6 +157,7 @@ class _Tap(NamedTuple):
     native: Callable[..., Any]
     is_input: bool
     field: str
+    argument: int
 
 
 def _forget_compiled_code() -> None:

@@ -25,6 +25,8 @@ class Slot(NamedTuple):
     number: int
     module: int
     """The id of the module: a copy of the model has copies of the hooks, and is not what is captured."""
+    argument: int = -1
+    """Of a tap on one parameter of a module: its place among the positional ones."""
 
 
 def _hook(stand_in: Callable[..., None]) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -101,8 +103,12 @@ def end(slot: Slot, module: Any, _args: Any, output: Any) -> None:
         running.observer.end(module, output)
 
 
-def _trace_tap_input(slot: Slot, _field: str, module: Any, args: Any, kwargs: Any) -> None:
+def _trace_tap_input(slot: Slot, field: str, module: Any, args: Any, kwargs: Any) -> None:
     if id(module) != slot.module:
+        return
+    if field:
+        value = kwargs.get(field, args[slot.argument] if slot.argument < len(args) else None)
+        _trace_tap(slot, value if isinstance(value, torch.Tensor) else None, "")
         return
     value = _first_tensor(args)
     if value is None:

@@ -61,7 +61,7 @@ class HookStreams:
     input: int | None
     output: int | None
     indices: int | None = None
-    """Of the reduction `top_k`: which keys the weights of the output are of."""
+    """Of the reduction `top_k` which keys, and of fused experts which experts, the weights of the output are of."""
 
 
 @dataclass
@@ -71,7 +71,7 @@ class Plan:
     streams: list[StreamName] = field(default_factory=list)
     """By stream number."""
     indices: dict[int, int] = field(default_factory=dict)
-    """By a stream of weights that of the keys which they are of."""
+    """By a stream of weights that of the keys, or experts, which they are of."""
     taps: list[TapPlan] = field(default_factory=list)
     hooks: list[HookStreams] = field(default_factory=list)
 
@@ -81,19 +81,25 @@ def make_plan(resolved: Iterable[ResolvedHook], default_dtype: str | None) -> Pl
     plan = Plan()
     taps: dict[Place, TapPlan] = {}
 
-    def stream(place: Place | None, hook: ResolvedHook, options: Options, is_input: bool) -> int | None:
+    def stream(
+        place: Place | None, hook: ResolvedHook, options: Options, *, is_input: bool = False, is_indices: bool = False
+    ) -> int | None:
         if place is None:
             return None
+        # First: where the values have come to disk, so has what they are of.
+        indices = stream(place.indices, hook, options, is_indices=True)
         tap = taps.get(place)
         if tap is None:
             tap = taps[place] = TapPlan(place, f"hook {hook.hook_id!r} on layer {hook.layer_name!r}")
             plan.taps.append(tap)
         if options not in tap.streams:
             tap.streams[options] = len(plan.streams)
-            plan.streams.append(StreamName(hook.hook_id, is_input))
+            plan.streams.append(StreamName(hook.hook_id, is_input, is_indices))
             if place.part is not None and place.part.top_k is not None:
-                plan.indices[tap.streams[options]] = len(plan.streams)
+                indices = len(plan.streams)
                 plan.streams.append(StreamName(hook.hook_id, is_indices=True))
+            if indices is not None:
+                plan.indices[tap.streams[options]] = indices
         return tap.streams[options]
 
     for hook in resolved:
@@ -101,7 +107,7 @@ def make_plan(resolved: Iterable[ResolvedHook], default_dtype: str | None) -> Pl
         positions = tuple(spec.positions) if isinstance(spec.positions, list) else spec.positions
         options = Options(spec.dtype or default_dtype, positions, spec.phase, spec.every)
         given = stream(hook.input, hook, options, is_input=True)
-        output = stream(hook.output, hook, options, is_input=False)
+        output = stream(hook.output, hook, options)
         indices = plan.indices.get(output) if output is not None else None
         plan.hooks.append(HookStreams(hook, options.dtype, given, output, indices))
     return plan
@@ -125,10 +131,11 @@ def attach_taps(model: nn.Module, plan: Plan, session: Session, attachment: Atta
             in_encoder=id(module) in encoder_modules,
             sequence="logits" if is_logits else "pass",
             field=tap.place.field or "",
+            argument=tap.place.argument if tap.place.argument is not None else -1,
             description=tap.description,
             rules=native_rules(tap),
         )
-        compiled.add_tap(module, native, is_input=is_input, field=tap.place.field or "")
+        compiled.add_tap(module, native, tap.place)
         if is_input:
             attachment.add_pre_hook(module, native)
         else:

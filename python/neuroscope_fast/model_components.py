@@ -8,8 +8,9 @@ mlp         the output of the feed-forward block, dense or sparse. Where its lin
             input is then that of the first
 moe         the output of a sparse block
 router      the output of a sparse block's router: its logits, one row a token
-expert      the output of an expert; where all experts are fused into one module, of that: the weighted sum of
-            the chosen experts, one row a token
+expert      the output of an expert; where all experts are fused into one module, the weights with which they were
+            chosen, one row a token, and beside them which experts these are. A fused module that is not told of the
+            choice: its output
 neuron      what enters the down projection of a dense MLP
 query, key, value, head_output, attention_scores, attention_pattern
             what a module hands to its attention function, gets from it, and what follows from that. Modules of the
@@ -26,7 +27,7 @@ residual connection in it, because their attention modules add it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import nn
@@ -35,6 +36,7 @@ from .attention_modules import function_node, pattern_node
 from .head_options import HEAD_COMPONENTS
 from .model_ends import output_heads, token_embeddings
 from .module_tree import Kind, Node, build_tree, is_cross_attention, mlp_pair, size
+from .pass_inputs import parameter_names
 
 # fmt: off
 DOWN_PROJECTIONS = (
@@ -43,6 +45,10 @@ DOWN_PROJECTIONS = (
 )
 # fmt: on
 """Names of the second linear layer of an MLP, in lower case."""
+
+CHOSEN_EXPERTS = ("top_k_index", "router_indices", "selected_experts", "top_k_indices")
+EXPERT_WEIGHTS = ("top_k_weights", "routing_weights")
+"""What the parameters of fused experts are called, each [tokens, experts a token]."""
 
 _OF_KIND: dict[Kind | None, tuple[str, ...]] = {
     Kind.ATTENTION: ("attention",),
@@ -92,8 +98,7 @@ class HeadPart:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor can be tapped: the first tensor of what a module takes or gives, or a named field of
-    it."""
+    """Where a tensor can be tapped: the first tensor of what a module takes or gives, or a named one."""
 
     module: str
     """The module's path; "" is the model itself."""
@@ -102,6 +107,10 @@ class Place:
     """The field of a ModelOutput or dict to take, where it is not the first tensor; of `attention` the component."""
     part: HeadPart | None = None
     """Of `attention`: which part of it."""
+    argument: int | None = None
+    """Of an input with a field, which then is a parameter of the module: its place among the positional ones."""
+    indices: Place | None = None
+    """Where the numbers are tapped that say what its values are of."""
 
 
 @dataclass(frozen=True)
@@ -189,8 +198,21 @@ class ModelComponents:
 
     def whole(self, node: Node, name: str) -> Component:
         """A component that is just what the module takes and gives."""
+        return self._whole(name, node, node.path, node.depth)
+
+    def _whole(self, name: str, node: Node, asked_at: str, reach: int) -> Component:
         output, entry = self.place(node, "output"), self.place(node, "input")
-        return Component(name, node, output, entry, node.path, node.depth)
+        if node.kind is Kind.EXPERTS and name == "expert":
+            output = self._choice(node) or output
+        return Component(name, node, output, entry, asked_at, reach)
+
+    def _choice(self, experts: Node) -> Place | None:
+        """The weights with which a router has chosen, as the experts are given them; None where they are not."""
+        given = parameter_names(experts.module)
+        found = [next((name for name in names if name in given), None) for names in (CHOSEN_EXPERTS, EXPERT_WEIGHTS)]
+        path = self._first_paths[id(experts.module)]
+        chosen, weights = (Place(path, "input", name, argument=given.index(name)) if name else None for name in found)
+        return replace(weights, indices=chosen) if weights and chosen else None
 
     def neuron(self, down: Node, asked_at: str, reach: int) -> Component:
         """What enters the down projection `down`."""
@@ -215,8 +237,7 @@ class ModelComponents:
         self.at.setdefault(component.node.path, []).append(component)
 
     def _add(self, name: str, node: Node, asked_at: str, reach: int) -> None:
-        output, entry = self.place(node, "output"), self.place(node, "input")
-        self._put(Component(name, node, output, entry, asked_at, reach))
+        self._put(self._whole(name, node, asked_at, reach))
 
     def _find_in(self, region: Node, top: int | None) -> None:
         """The components inside a layer, or, for the root, outside all layers. Modules from the depth `top`

@@ -152,7 +152,7 @@ def _records(manifest: Manifest, found: Mapping[str, _Found], problems: list[str
             without_scales += 1
             continue
         indices = found.get(key + "/indices")
-        if owner.reduction == "top_k" and indices is None:
+        if owner.indices is not None and not parts.is_input and indices is None:
             without_indices += 1
             continue
         record = _record(parts, key, tensor, scale, indices)
@@ -169,7 +169,7 @@ def _records(manifest: Manifest, found: Mapping[str, _Found], problems: list[str
     if without_scales:
         problems.append(f"{without_scales} int8 records are left out, their scales are not there")
     if without_indices:
-        problems.append(f"{without_indices} top_k records are left out, their keys are not there")
+        problems.append(f"{without_indices} records are left out, the indices beside them are not there")
     problems.extend(f"which positions {hook_id} stored is not known" for hook_id in sorted(without_positions))
     for records in activations.values():
         records.sort(key=order_of_capture)
