@@ -234,6 +234,28 @@ def test_on_disk_and_back(tmp_path: Path) -> None:
         _ = run["mean"].indices
 
 
+def test_records_that_find_no_room_are_dropped_whole(tmp_path: Path) -> None:
+    """Weights without their keys, or keys without weights, are no record."""
+    model = build("llama")
+    hook = pattern("top", "model.layers.*", reduction="top_k", top_k=20)
+    options: dict[str, Any] = {"ring_bytes": 3 << 12, "block_bytes": 1 << 12, "overflow": "drop"}
+    with (
+        warnings.catch_warnings(),
+        nsf.capture(model, [hook], out=tmp_path / "run", **options) as cap,
+    ):
+        warnings.simplefilter("ignore")
+        for _ in range(20):
+            model(**architectures.inputs("llama", batch=2, length=24))
+    run = nsf.open(tmp_path / "run")
+    dropped = {(each.hook_id, each.step) for each in run.manifest.dropped}
+    assert len(dropped) == len(run.manifest.dropped) > 0
+    stored = {(record.hook_id, record.step) for record in run.records}
+    assert not stored & dropped
+    assert stored | dropped == {(hook_id, step) for hook_id in cap.hook_ids for step in range(20)}
+    assert all(len(run[hook_id].indices) == len(run[hook_id]) for hook_id in run.hooks)
+    assert run.verify() == []
+
+
 @pytest.mark.parametrize(
     ("name", "hook", "words"),
     [
