@@ -307,6 +307,19 @@ def test_a_model_of_the_older_style_under_another_attention() -> None:
         torch.testing.assert_close(cap.result[hook_id][0], attention)
 
 
+def test_what_is_returned_before_a_pattern_is_not_taken_for_one() -> None:
+    """Position biases and caches have four axes, too."""
+    from neuroscope_fast.attention_taps import _is_pattern
+
+    pattern = torch.rand(2, 3, 5, 7).softmax(-1)
+    assert _is_pattern(pattern, with_dropout=False)
+    assert _is_pattern(pattern.bfloat16(), with_dropout=False)
+    for other in (torch.zeros(2, 3, 5, 7), torch.randn(2, 3, 5, 7), pattern * 2, pattern - 2 / 7):
+        assert not _is_pattern(other, with_dropout=False)
+    assert _is_pattern(torch.nn.functional.dropout(pattern, 0.1), with_dropout=True)
+    assert not _is_pattern(torch.zeros(2, 3, 5, 7), with_dropout=True)
+
+
 def test_training_is_not_touched() -> None:
     def gradients(hooked: bool) -> list[torch.Tensor]:
         model = build("llama").train()
