@@ -234,6 +234,28 @@ def test_on_disk_and_back(tmp_path: Path) -> None:
         _ = run["mean"].indices
 
 
+def test_records_that_find_no_room_are_dropped_whole(tmp_path: Path) -> None:
+    """Weights without their keys, or keys without weights, are no record."""
+    model = build("llama")
+    hook = pattern("top", "model.layers.*", reduction="top_k", top_k=20)
+    options: dict[str, Any] = {"ring_bytes": 3 << 12, "block_bytes": 1 << 12, "overflow": "drop"}
+    with (
+        warnings.catch_warnings(),
+        nsf.capture(model, [hook], out=tmp_path / "run", **options) as cap,
+    ):
+        warnings.simplefilter("ignore")
+        for _ in range(20):
+            model(**architectures.inputs("llama", batch=2, length=24))
+    run = nsf.open(tmp_path / "run")
+    dropped = {(each.hook_id, each.step) for each in run.manifest.dropped}
+    assert len(dropped) == len(run.manifest.dropped) > 0
+    stored = {(record.hook_id, record.step) for record in run.records}
+    assert not stored & dropped
+    assert stored | dropped == {(hook_id, step) for hook_id in cap.hook_ids for step in range(20)}
+    assert all(len(run[hook_id].indices) == len(run[hook_id]) for hook_id in run.hooks)
+    assert run.verify() == []
+
+
 @pytest.mark.parametrize(
     ("name", "hook", "words"),
     [
@@ -283,6 +305,19 @@ def test_a_model_of_the_older_style_under_another_attention() -> None:
         output = model(**inputs, output_attentions=True)
     for hook_id, attention in zip(cap.hook_ids, output.attentions, strict=True):
         torch.testing.assert_close(cap.result[hook_id][0], attention)
+
+
+def test_what_is_returned_before_a_pattern_is_not_taken_for_one() -> None:
+    """Position biases and caches have four axes, too."""
+    from neuroscope_fast.attention_taps import _is_pattern
+
+    pattern = torch.rand(2, 3, 5, 7).softmax(-1)
+    assert _is_pattern(pattern, with_dropout=False)
+    assert _is_pattern(pattern.bfloat16(), with_dropout=False)
+    for other in (torch.zeros(2, 3, 5, 7), torch.randn(2, 3, 5, 7), pattern * 2, pattern - 2 / 7):
+        assert not _is_pattern(other, with_dropout=False)
+    assert _is_pattern(torch.nn.functional.dropout(pattern, 0.1), with_dropout=True)
+    assert not _is_pattern(torch.zeros(2, 3, 5, 7), with_dropout=True)
 
 
 def test_training_is_not_touched() -> None:

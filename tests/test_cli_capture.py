@@ -100,6 +100,21 @@ def test_many_options(folder: Path, tmp_path: Path, capsys: Capsys) -> None:
     assert json.loads(again.out)["generated_text"] == texts[1]  # prompt number n has seed + n
 
 
+def test_heads_and_reductions_go_where_they_fit(folder: Path, tmp_path: Path, capsys: Capsys) -> None:
+    hooks = "--hook model.layers.0:residual:r --hook model.layers.0:attention_pattern:p --hook model.layers.0:query:q"
+    options = "--heads -1 --reduction top_k --top-keys 2"
+    done = run(
+        capsys, "capture", "--model", folder, "--out", tmp_path / "run", "--prompt", "x", "-n", "2",
+        *hooks.split(), *options.split(),
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    captured = nsf.open(tmp_path / "run")
+    assert captured["p"].records[0].heads == captured["q"].records[0].heads == [1]
+    assert captured["p"].records[0].shape[1] == captured["q"].records[0].shape[1] == 1
+    assert captured["p"].indices[1].shape == captured["p"][1].shape
+    assert captured["r"].records[0].heads is None
+
+
 def test_a_chat(folder: Path, tmp_path: Path, capsys: Capsys) -> None:
     messages = '[{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]'
     options = ["--hook", HOOK, "-n", 2, "--json"]

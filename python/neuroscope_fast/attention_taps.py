@@ -84,16 +84,9 @@ class ComputedAttentionTap:
 
     def take_pattern(self, module: nn.Module, pattern: torch.Tensor) -> None:
         """What a module of the older style has returned."""
-        pattern = pattern.detach()
         wanted = self.native.begin(module, pattern, list(pattern.shape))
-        if wanted is None:
-            return
-        if not self._checked:
-            sums = pattern[0, :, -1].sum(-1, dtype=torch.float32)
-            if not bool(torch.all((sums < 1.02) & (sums > -0.02))):
-                raise self._error("what the module has returned beside its output is no pattern")
-            self._checked.add(True)
-        self._store(wanted, _call_with(pattern, _padding(wanted, pattern)))
+        if wanted is not None:
+            self._store(wanted, _call_with(pattern, _padding(wanted, pattern)))
 
     def _store(self, wanted: ComputedCall, call: AttentionCall) -> None:
         try:
@@ -191,6 +184,8 @@ class ReturnedPattern:
     def __init__(self, module: nn.Module, taps: list[ComputedAttentionTap]) -> None:
         self._module = weakref.ref(module)
         self._taps = taps
+        self._index: int | None = None
+        """Which of the things it returns the pattern is."""
 
     def __deepcopy__(self, _memo: dict[int, Any]) -> ReturnedPattern:
         return self
@@ -198,17 +193,38 @@ class ReturnedPattern:
     def __call__(self, module: nn.Module, _args: Any, output: Any) -> None:
         if self._module() is not module:
             return
-        items = output if isinstance(output, tuple) else ()
-        pattern = next((item for item in items[1:] if isinstance(item, torch.Tensor) and item.dim() == 4), None)
-        for tap in self._taps:
-            if pattern is None:
-                raise CaptureError(
-                    f"{tap.description}: this architecture gives attention patterns only under eager attention, and "
-                    "the module has returned none; load the model with attn_implementation='eager', and call it with "
-                    "output_attentions=True where it asks for that"
-                )
-            with torch.no_grad():
+        with torch.no_grad():
+            items = {index: item.detach() for index, item in enumerate(_items(output)) if _has_four_axes(item)}
+            if self._index is None:
+                self._index = next((index for index, item in items.items() if _is_pattern(item, module.training)), None)
+            pattern = items.get(self._index) if self._index is not None else None
+            for tap in self._taps:
+                if pattern is None:
+                    raise CaptureError(
+                        f"{tap.description}: this architecture gives attention patterns only under eager attention, "
+                        "and the module has returned none; load the model with attn_implementation='eager', and call "
+                        "it with output_attentions=True where it asks for that"
+                    )
                 tap.take_pattern(module, pattern)
+
+
+def _items(output: Any) -> tuple[Any, ...]:
+    """What a module returns beside its output."""
+    return output[1:] if isinstance(output, tuple) else ()
+
+
+def _has_four_axes(item: Any) -> bool:
+    return isinstance(item, torch.Tensor) and item.dim() == 4 and item.is_floating_point()
+
+
+def _is_pattern(item: torch.Tensor, with_dropout: bool) -> bool:
+    """Whether the rows of the last query are probabilities, or zeros where that is padding. Position biases have four
+    axes, too. Waits for the device.
+    """
+    rows = item[:, :, -1].to(torch.float32)
+    sums = rows.sum(-1)
+    near = (sums > 0.1) if with_dropout else (sums - 1).abs() < 0.05
+    return bool(near.any() & (near | (sums == 0)).all() & (rows >= 0).all())
 
 
 def returned_pattern_hook(module: nn.Module, taps: list[ComputedAttentionTap]) -> Callable[..., None]:

@@ -154,11 +154,12 @@ def _held_tensor(session: Session, record: NativeRecord) -> torch.Tensor:
 def collect_dropped(session: Session, plan: Plan) -> list[Dropped]:
     """The records that found no room, for each hook that asked for them."""
     users = _users_of_streams(plan)
-    return [
+    dropped = (
         Dropped(hook_id=plan.hooks[number].hook.hook_id, step=step, prompt=prompt, call=call, is_input=is_input)
         for stream, prompt, step, call in session.dropped()
         for number, is_input in users[stream]
-    ]
+    )
+    return list(dict.fromkeys(dropped))  # of the weights and the keys of one record, which can both be among them
 
 
 def _users_of_streams(plan: Plan) -> dict[int, list[tuple[int, bool]]]:
