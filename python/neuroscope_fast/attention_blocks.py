@@ -116,8 +116,8 @@ class _Products:
 
     @cached_property
     def finite(self) -> bool:
-        """Whether all keys are finite. An overflow of their sum, which says no, costs nothing but time."""
-        return bool(self.key.sum(dtype=torch.promote_types(self.key.dtype, torch.float32)).isfinite())
+        """Whether all keys are finite. An overflow of a sum, which says no, costs nothing but time."""
+        return bool(self.key.sum(-1).isfinite().all())
 
     def write(self, heads: list[int], index: Index, start: int, logits: Tensor) -> None:
         """Scaled products of the query rows `index` with keys from `start` on, to `logits` [heads, rows, keys]."""

@@ -96,9 +96,7 @@ def _top_k(call: AttentionCall, selection: Selection, k: int) -> tuple[Tensor, T
         behind = max(0, k - before - pattern.shape[2])
         padded = torch.nn.functional.pad(pattern.to(torch.float32), (before, behind))
         found, values = top_weights(padded, k)
-        indices[block.batch, block.heads, block.rows] = torch.where(
-            (found < before) | (values[..., :1] == 0), found, found - before + first
-        )
+        indices[block.batch, block.heads, block.rows] = torch.where(found < before, found, found - before + first)
         weights[block.batch, block.heads, block.rows] = values
     return indices, weights
 

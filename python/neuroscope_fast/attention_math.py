@@ -37,14 +37,14 @@ def attention_scores(call: AttentionCall, *, heads: list[int] | None = None, row
 
     Raises ValueError for heads and rows that are not there; CaptureError for CUDA tensors where Triton is missing.
     """
-    with torch.no_grad(), torch.autocast(call.query.device.type, enabled=False):
+    with torch.no_grad():
         result: Tensor = _implementation(call).attention_scores(call, heads=heads, rows=rows)
     return result
 
 
 def attention_pattern(call: AttentionCall, *, heads: list[int] | None = None, rows: Rows | None = None) -> Tensor:
     """The probabilities, [B, h, n, K] float32; with sinks, the rows add up to less than 1. Else as the scores."""
-    with torch.no_grad(), torch.autocast(call.query.device.type, enabled=False):
+    with torch.no_grad():
         result: Tensor = _implementation(call).attention_pattern(call, heads=heads, rows=rows)
     return result
 
@@ -73,7 +73,7 @@ def reduce_pattern(
     A probability is 0 where there is no such key. Other arguments and errors are those of `attention_scores`, and
     ValueError for a reduction that there is not and for k < 1.
     """
-    with torch.no_grad(), torch.autocast(call.query.device.type, enabled=False):
+    with torch.no_grad():
         result: Tensor | tuple[Tensor, Tensor] = _implementation(call).reduce_pattern(
             call, reduction, heads=heads, rows=rows, k=k, first_key=first_key, own_offset=own_offset
         )

@@ -5,7 +5,8 @@
 `attention_rows` reads the keys of some query rows of one head once, from block to block, with the running maximum and
 sum of Milakov and Gimelshein 2018 (arXiv:1805.02867), and leaves one or two numbers a row: the two that a softmax
 needs, the entropy, or the probability of one key. `attention_tiles` computes the logits of a tile anew and, with the
-first two numbers, its probabilities; mean and max go through the heads in the tile. So no tensor is larger than the result.
+first two numbers, its probabilities; mean and max go through the heads in the tile. No tensor is
+larger than the result.
 attention_launch.py launches both; `reference_attention` is the twin in torch.
 
 As in `downcast`, annotations of kernels other than `tl.constexpr` would mean something to Triton.
