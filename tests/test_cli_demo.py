@@ -25,7 +25,8 @@ def test_the_demo_leaves_a_run_and_says_what_to_do_next(
     assert torch.get_num_threads() == threads
     captured = nsf.open(tmp_path / "runs" / "demo")
     assert captured.hooks == [
-        "attention_layer_2",
+        "pattern_layer_6",
+        "pattern_layer_11",
         "attention_layer_10",
         "residual_layer_10",
         "neurons_layer_10",
@@ -33,11 +34,15 @@ def test_the_demo_leaves_a_run_and_says_what_to_do_next(
     ]
     tokens = captured.metadata.usage.completion_tokens
     assert {len(captured[hook]) for hook in captured.hooks} == {tokens}
+    for step, pattern in enumerate(captured["pattern_layer_11"]):
+        assert pattern.dim() == 4
+        assert pattern.shape[3] == captured.metadata.usage.prompt_tokens + step
+        torch.testing.assert_close(pattern.sum(-1), torch.ones(pattern.shape[:3]))
     assert captured.verify() == []
     for file in (tmp_path / "runs" / "demo").iterdir():
         assert f"\n  {file.name} " in done.out
     assert run(capsys, "verify", "runs/demo").code == 0
-    assert run(capsys, "report", "runs/demo").out.startswith("# Circuit Analysis Data Format: demo\n")
+    assert run(capsys, "report", "runs/demo").out.startswith("# Circuit Analysis Data Format: attention_patterns\n")
 
 
 def test_an_earlier_demo_is_kept(tmp_path: Path, capsys: Capsys, monkeypatch: pytest.MonkeyPatch) -> None:

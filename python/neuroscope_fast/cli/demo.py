@@ -15,7 +15,8 @@ from .show import print_summary
 from .summary import RunSummary
 
 HOOKS = (
-    "model.layers.2.self_attn:attention:attention_layer_2",
+    "model.layers.6.self_attn:attention_pattern:pattern_layer_6",
+    "model.layers.11.self_attn:attention_pattern:pattern_layer_11",
     "model.layers.10.self_attn:attention:attention_layer_10",
     "model.layers.10:residual:residual_layer_10",
     "model.layers.10:neuron:neurons_layer_10",
@@ -47,8 +48,8 @@ def demo(
         prompts=[prompt],
         hooks=list(HOOKS),
         max_new_tokens=max_new_tokens,
-        analysis="demo",
-        description="Attention, residual stream, neurons and logits of the embedded model",
+        analysis="attention_patterns",
+        description="Analyze attention patterns across layers",
         overwrite=overwrite,
     )
     if as_json:
@@ -75,9 +76,11 @@ def _print_files(summary: RunSummary) -> None:
     }
     line(out, "")
     line(out, (f"{run}/", "bold"))
-    for file in sorted(run.iterdir()):
+    files = sorted(run.iterdir())
+    width = max(len(file.name) for file in files)
+    for file in files:
         text = said.get(file.name) or ("tensors" if file.suffix == ".safetensors" else "which tensor is where")
-        line(out, f"  {file.name:<42}  {text}")
+        line(out, f"  {file.name:<{width}}  {text}")
     quoted = shlex.quote(str(run))
     line(out, "")
     line(out, ("Try next:", "bold"))
@@ -92,4 +95,5 @@ def _print_files(summary: RunSummary) -> None:
     line(out, ("and in Python:", "bold"))
     line(out, "  import neuroscope_fast as nsf")
     line(out, f"  run = nsf.open({str(run)!r})")
-    line(out, "  run['attention_layer_2'].cat()   # all steps joined: [1, tokens, width]")
+    line(out, "  run['pattern_layer_11'][0]        # the prompt's attention patterns: [1, heads, queries, keys]")
+    line(out, "  run['residual_layer_10'].cat()    # all steps joined: [1, tokens, width]")
