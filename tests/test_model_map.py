@@ -10,6 +10,7 @@ import torch
 from architecture_components import EXPECTED, expected, trailing_size
 from architectures import ARCHITECTURES, HIDDEN, VOCAB, inputs, shared
 from neuroscope_fast.head_options import HEAD_COMPONENTS
+from neuroscope_fast.model_components import CHOSEN_EXPERTS, EXPERT_WEIGHTS
 from neuroscope_fast.model_map import Place, components, resolve_hooks
 from places import input_of, place_of, refused, tap, values
 from torch import nn
@@ -37,6 +38,10 @@ def test_every_listed_component_resolves_by_layer_and_by_module(name: str) -> No
         assert place.module == module
         if component in HEAD_COMPONENTS:
             assert (place.side, place.field) == ("attention", component)
+        elif component == "expert" and place.side == "input":  # of fused experts what their router chose
+            assert place.field in EXPERT_WEIGHTS
+            assert place.indices is not None
+            assert place.indices.field in CHOSEN_EXPERTS
         else:
             assert place.side == ("input" if component == "neuron" else "output")
             assert place.field == ("logits" if component == "logits" else None)
