@@ -11,8 +11,11 @@ import neuroscope_fast as nsf
 import pytest
 import torch
 from attention_architectures import build, padded
+from neuroscope_fast.attention_modules import head_count
+from neuroscope_fast.attention_taps import ComputedAttentionTap
 from neuroscope_fast.errors import CaptureError, HookError, RunError
 from neuroscope_fast.head_options import HEAD_COMPONENTS, PATTERN_REDUCTIONS
+from neuroscope_fast.model_components import HeadPart
 from neuroscope_fast.reader import RunIncompleteWarning
 from torch import nn
 from transformers.modeling_utils import AttentionInterface
@@ -309,15 +312,15 @@ def test_a_model_of_the_older_style_under_another_attention() -> None:
 
 def test_what_is_returned_before_a_pattern_is_not_taken_for_one() -> None:
     """Position biases and caches have four axes, too."""
-    from neuroscope_fast.attention_taps import _is_pattern
+    from neuroscope_fast.attention_returned import _has_probabilities
 
     pattern = torch.rand(2, 3, 5, 7).softmax(-1)
-    assert _is_pattern(pattern, with_dropout=False)
-    assert _is_pattern(pattern.bfloat16(), with_dropout=False)
+    assert _has_probabilities(pattern, with_dropout=False)
+    assert _has_probabilities(pattern.bfloat16(), with_dropout=False)
     for other in (torch.zeros(2, 3, 5, 7), torch.randn(2, 3, 5, 7), pattern * 2, pattern - 2 / 7):
-        assert not _is_pattern(other, with_dropout=False)
-    assert _is_pattern(torch.nn.functional.dropout(pattern, 0.1), with_dropout=True)
-    assert not _is_pattern(torch.zeros(2, 3, 5, 7), with_dropout=True)
+        assert not _has_probabilities(other, with_dropout=False)
+    assert _has_probabilities(torch.nn.functional.dropout(pattern, 0.1), with_dropout=True)
+    assert not _has_probabilities(torch.zeros(2, 3, 5, 7), with_dropout=True)
 
 
 def test_training_is_not_touched() -> None:
@@ -337,3 +340,169 @@ def test_training_is_not_touched() -> None:
 
     for one, other in zip(gradients(True), gradients(False), strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("name", "attention"),
+    [("llama", "sdpa"), ("llama", "eager"), ("mistral", "sdpa"), ("mistral", "eager"), ("gemma2", "eager")],
+)
+def test_the_first_token_of_a_static_cache(name: str, attention: str) -> None:
+    """generate() gives a static cache's model a mask that does not say which tokens are padding."""
+    inputs = padded((7, 3), "left")
+    hooks = [pattern("all"), pattern("sink", reduction="sink"), pattern("previous", reduction="previous")]
+    sinks = []
+    for options in ({}, {"cache_implementation": "static"}):
+        model = build(name)
+        model.set_attn_implementation(attention)
+        with nsf.capture(model, hooks) as cap:
+            model.generate(**inputs, **GENERATE, **options)
+        sinks.append(cap.result["sink"])
+    assert len(sinks[0]) == len(sinks[1]) == 5
+    for growing, static in zip(*sinks, strict=True):
+        torch.testing.assert_close(static, growing, rtol=0, atol=1e-5)
+    if name == "llama":
+        assert all(bool((sink[1, :, -1] > 0.05).all()) for sink in sinks[1])
+
+
+def test_a_decode_step_whose_prefill_nobody_has_seen() -> None:
+    model = build("llama")
+    inputs = padded((7, 3), "left")
+    cache = model(**inputs, use_cache=True).past_key_values
+    mask = torch.nn.functional.pad(inputs["attention_mask"], (0, 1), value=1)
+    token = {"input_ids": torch.tensor([[5], [6]]), "past_key_values": cache}
+    four = (mask != 0)[:, None, None, :]
+    with nsf.capture(model, [pattern("sink", reduction="sink")]), pytest.raises(CaptureError, match="seen its prefill"):
+        model(**token, attention_mask=four)
+
+
+@pytest.mark.parametrize("name", ["bart", "t5"])
+def test_the_first_token_of_cross_attention(name: str) -> None:
+    model = build(name)
+    path = "decoder.block.1.layer.1" if name == "t5" else "model.decoder.layers.1.encoder_attn"
+    inputs = padded((7, 3), "left")
+    hooks = [pattern("all", path), pattern("sink", path, reduction="sink")]
+    with nsf.capture(model, hooks) as cap:
+        model.generate(**inputs, **{**GENERATE, "min_new_tokens": 3, "max_new_tokens": 3})
+    assert len(cap.result["sink"]) == len(cap.result["all"]) > 1
+    for whole, sink in zip(cap.result["all"], cap.result["sink"], strict=True):
+        assert bool((whole[1, :, :, :4] == 0).all())
+        close(sink, torch.stack([whole[0, :, :, 0], whole[1, :, :, 4]]))
+
+
+def test_dropout_of_returned_patterns_is_kept() -> None:
+    """What a module returns is stored, whatever its rows add up to."""
+    model = build("bloom")
+    for module in model.modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = nn.Dropout(0.3)
+    model.train()
+    layer = "transformer.h.1"
+    returned: list[torch.Tensor] = []
+    module = model.get_submodule(f"{layer}.self_attention")
+    module.register_forward_hook(lambda _module, _args, output: returned.append(output[1].detach().clone()))
+    with torch.no_grad(), nsf.capture(model, [pattern("all", layer), pattern("mean", layer, reduction="mean")]) as cap:
+        model(**padded((7, 3), "left"))
+    [whole] = returned
+    assert float((whole.sum(-1) - 1).abs().max()) > 0.1
+    expected = whole.clone()
+    expected[1, :, :4] = 0
+    close(cap.result["all"][0], expected)
+    close(cap.result["mean"][0], expected.mean(1))
+
+
+class LikeLongformer(nn.Module):
+    """Returns [batch, tokens, heads, keys], or a pattern of fewer columns than tokens."""
+
+    num_heads = 4
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.shape = shape
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x, torch.rand(self.shape).softmax(-1)
+
+
+@pytest.mark.parametrize("shape", [(2, 6, 4, 6), (2, 4, 6, 5), (2, 3, 6, 6), (1, 4, 6, 6)])
+def test_a_returned_tensor_of_another_layout_is_refused(shape: tuple[int, ...]) -> None:
+    from types import SimpleNamespace
+
+    from neuroscope_fast.attention_returned import returned_pattern_hook
+
+    module = LikeLongformer(shape)
+    wanted = SimpleNamespace(offset=0, real=b"", wanted=[(0, None)], store=lambda *_: pytest.fail("it was stored"))
+    tap = ComputedAttentionTap(
+        "attention_pattern",
+        HeadPart(),
+        "hook 'x'",
+        SimpleNamespace(begin=lambda *_: wanted),  # type: ignore[arg-type]
+        {},
+        lambda: None,
+        lambda: None,
+    )
+    module.register_forward_hook(returned_pattern_hook(module, [tap]))
+    with pytest.raises(CaptureError, match=r"hook 'x': what the module has returned"):
+        module(torch.zeros(2, 6, 8))
+
+
+@pytest.mark.parametrize("component", ["head_output", "attention_pattern"])
+def test_a_function_that_joins_its_heads_is_refused(component: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def joined(*args: Any, **options: Any) -> Any:
+        output, rest = original(*args, **options)
+        return output.flatten(2), rest
+
+    original = AttentionInterface._global_mapping["sdpa"]
+    monkeypatch.setitem(AttentionInterface._global_mapping, "sdpa", joined)
+    model = build("llama")
+    hook = {"layer_name": "model.layers.0", "component": component, "heads": [0]}
+    with pytest.raises(CaptureError, match=r"not \[batch, queries, heads"), nsf.capture(model, [hook]):
+        model(**architectures.inputs("llama"))
+
+
+def test_results_are_float32_whatever_the_default_is() -> None:
+    model = build("llama")
+    hooks = [pattern("all"), {"layer_name": "model.layers.0", "component": "attention_scores", "hook_id": "scores"}]
+    hooks += [pattern(each, reduction=each) for each in PATTERN_REDUCTIONS]
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with nsf.capture(model, hooks) as cap:
+            model(**architectures.inputs("llama"))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {record.dtype for record in cap.result.records} == {"float32"}
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float8_e4m3fn"])
+def test_scores_need_a_dtype_with_infinity(dtype: str) -> None:
+    with pytest.raises(HookError, match=f"-inf where a key is hidden, which {dtype} cannot"):
+        nsf.capture(build("llama"), "model.layers.0:attention_scores", dtype=dtype)
+
+
+def test_attention_is_looked_at_again_where_dropout_hid_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def sharper(module: nn.Module, query: torch.Tensor, *args: Any, **options: Any) -> Any:
+        return original(module, query * 3, *args, **options)
+
+    original = AttentionInterface._global_mapping["sdpa"]
+    monkeypatch.setitem(AttentionInterface._global_mapping, "sdpa", sharper)
+    model = build("llama")
+    for module in model.modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.1
+    with nsf.capture(model, [pattern("all")]):
+        model.train()(**architectures.inputs("llama"))
+        with pytest.raises(CaptureError, match="is not what its query, key and mask say"):
+            model.eval()(**architectures.inputs("llama"))
+
+
+def test_heads_of_gated_attention() -> None:
+    """Its query projection gives a gate as well."""
+
+    class Gated(nn.Module):
+        head_dim = 8
+        num_attention_heads = 4
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.q_proj = nn.Linear(16, 4 * 8 * 2)
+
+    assert head_count(Gated(), "query") == 4

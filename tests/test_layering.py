@@ -28,6 +28,7 @@ LAYERS = [
         "attention_check",
         "attention_inputs",
         "attention_interface",
+        "attention_returned",
         "attention_taps",
         "collect",
         "compiled",

@@ -97,10 +97,16 @@ class Activations(Sequence["torch.Tensor"]):
         """
         found = []
         for record in self._records:
-            if record.reduction != "top_k" and (record.component != "expert" or (record.data and not record.indices)):
-                raise RunError(f"{self.hook_id} holds no indices: the reduction top_k does, and fused experts do")
             ref = record.indices or DataRef("", data_ref(record).key + "/indices")
-            indices = self._source.tensor(ref)
+            try:
+                if record.data is not None and record.indices is None:
+                    raise RunError("none stand beside it")
+                indices = self._source.tensor(ref)
+            except RunError as error:
+                if record.indices is not None:
+                    raise
+                said = f"{self.hook_id} holds no indices: the reduction top_k has them, and fused experts"
+                raise RunError(said) from error
             if list(indices.shape) != record.shape or indices.is_floating_point():
                 raise RunError(f"{ref.file or 'memory'}: {ref.key} are no indices for weights of shape {record.shape}")
             found.append(indices)

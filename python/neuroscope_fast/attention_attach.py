@@ -9,7 +9,8 @@ from .attachment import Attachment
 from .attention_inputs import READABLE, attention_kind
 from .attention_interface import Listener, Listening
 from .attention_modules import calls_attention_function
-from .attention_taps import HEAD_AXIS, AttentionTaps, ComputedAttentionTap, StoredTap, returned_pattern_hook
+from .attention_returned import returned_pattern_hook
+from .attention_taps import HEAD_AXIS, AttentionTaps, ComputedAttentionTap, StoredTap
 from .errors import HookError
 from .hooks import Plan, TapPlan, native_rules
 from .model_components import HeadPart
@@ -84,7 +85,14 @@ def _computed_tap(
         _refuse_unreadable(module, tap.description)
     computed = session.computed_tap(**native, sequence=_sequence(component, part))
     return ComputedAttentionTap(
-        component, part, tap.description, computed, indices, observer.mask, in_encoder=native["in_encoder"]
+        component,
+        part,
+        tap.description,
+        computed,
+        indices,
+        observer.mask,
+        observer.first_real,
+        in_encoder=native["in_encoder"],
     )
 
 

@@ -15,7 +15,7 @@ from .kernels.attention_call import AttentionCall, Reduction, Rows, Selection, c
 def attention_scores(call: AttentionCall, *, heads: list[int] | None = None, rows: Rows | None = None) -> Tensor:
     """[B, h, n, K] float32: see `attention_math.attention_scores`."""
     selection = select(call, heads, rows)
-    result = torch.full(_pattern_shape(call, selection), float("-inf"), device=call.query.device)
+    result = torch.full(_pattern_shape(call, selection), float("-inf"), dtype=torch.float32, device=call.query.device)
     for block in logit_blocks(call, selection):
         target = result[block.batch, block.heads, block.rows]
         target[..., block.keys] = block.logits
@@ -27,7 +27,7 @@ def attention_scores(call: AttentionCall, *, heads: list[int] | None = None, row
 def attention_pattern(call: AttentionCall, *, heads: list[int] | None = None, rows: Rows | None = None) -> Tensor:
     """[B, h, n, K] float32: see `attention_math.attention_pattern`."""
     selection = select(call, heads, rows)
-    result = torch.zeros(_pattern_shape(call, selection), device=call.query.device)
+    result = torch.zeros(_pattern_shape(call, selection), dtype=torch.float32, device=call.query.device)
     for block, pattern in pattern_blocks(call, selection):
         result[block.batch, block.heads, block.rows, block.keys] = pattern
     return result
@@ -69,7 +69,7 @@ def _over_heads(call: AttentionCall, selection: Selection, name: str) -> Tensor:
 
 def _of_rows(call: AttentionCall, selection: Selection, reduction: Reduction) -> Tensor:
     """entropy, sink and previous, [B, h, n]."""
-    result = torch.zeros(_pattern_shape(call, selection)[:3], device=call.query.device)
+    result = torch.zeros(_pattern_shape(call, selection)[:3], dtype=torch.float32, device=call.query.device)
     for block, pattern in pattern_blocks(call, selection):
         target = result[block.batch, block.heads, block.rows]
         if reduction.keys is None:
@@ -88,7 +88,7 @@ def _top_k(call: AttentionCall, selection: Selection, k: int) -> tuple[Tensor, T
     """Indices and weights, [B, h, n, k] each."""
     shape = [*_pattern_shape(call, selection)[:3], k]
     indices = torch.zeros(shape, dtype=torch.int64, device=call.query.device)
-    weights = torch.zeros(shape, device=call.query.device)
+    weights = torch.zeros(shape, dtype=torch.float32, device=call.query.device)
     for block, pattern in pattern_blocks(call, selection):
         # Keys outside of the block weigh 0. Where fewer than k weigh more, the first k of them are wanted, too.
         first = block.keys.start

@@ -17,17 +17,18 @@ _TOLERANCE = {torch.float32: 1e-2, torch.float64: 1e-2}
 """Relative to the largest value; half precision rounds the pattern and the output."""
 
 
-def check_against_output(given: AttentionGiven, call: AttentionCall, description: str) -> None:
+def check_against_output(given: AttentionGiven, call: AttentionCall, description: str) -> bool:
     """Raise CaptureError where the output for the last real query of each batch row is another one.
 
-    Waits for the device. A call with dropout is not looked at: nor is one in a CUDA graph, where nothing can be read.
+    Waits for the device. False for a call with dropout, which is not looked at, nor is one in a CUDA graph, where
+    nothing can be read.
     """
     if given.options.get("dropout"):
-        return
+        return False
     query, value = call.query, given.value.detach()
     batch, heads, queries, _ = query.shape
     if query.is_cuda and torch.cuda.is_current_stream_capturing():
-        return
+        return False
     rows = torch.full((batch,), queries - 1, device=query.device)
     if call.padding is not None:
         positions = torch.arange(queries, device=query.device)
@@ -46,3 +47,4 @@ def check_against_output(given: AttentionGiven, call: AttentionCall, description
             f"{description}: the module's attention ({given.implementation}) is not what its query, key and mask say; "
             "its scores and patterns cannot be computed from them: capture query, key, value or head_output"
         )
+    return True

@@ -64,10 +64,16 @@ def head_count(module: nn.Module, component: str) -> int | None:
     """
     size = _size(getattr(module, "head_dim", None)) or _size(getattr(module, "attention_head_size", None))
     keys = component in ("key", "value")
+    declared = _declared_heads(module, keys)
     projection = getattr(module, "k_proj" if keys else "q_proj", None)
     width = _size(getattr(projection, "out_features", None))
-    if size and width and width % size == 0:
-        return width // size
+    if not size or not width or width % size != 0:
+        return declared
+    # A projection to a multiple gives something else beside the heads, such as a gate.
+    return declared if declared and width // size % declared == 0 else width // size
+
+
+def _declared_heads(module: nn.Module, keys: bool) -> int | None:
     for owner in (module, getattr(module, "config", None)):
         for name in _KEY_HEADS if keys else ():
             if found := _size(getattr(owner, name, None)):

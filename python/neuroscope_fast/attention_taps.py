@@ -6,7 +6,6 @@ query rows that are stored, after a native tap has said which these are.
 
 from __future__ import annotations
 
-import functools
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,6 +18,8 @@ from .attention_inputs import UnreadableAttention, attention_call
 from .attention_interface import AttentionGiven
 from .attention_math import AttentionCall, attention_pattern, attention_scores, reduce_pattern
 from .errors import CaptureError
+from .kernels.attention_call import checked_reduction, select
+from .kernels.reference_attention import chosen_part, reduce_whole
 from .model_components import HeadPart
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ HEAD_AXIS = {"query": 1, "key": 1, "value": 1, "head_output": 2}
 
 _ROW_AXIS = {"head_output": 1}
 PassMask = Callable[[], "torch.Tensor | None"]
+FirstReal = Callable[[], "list[int] | None"]
+"""For each row the position of the first real token of the sequence whose prefill this thread has seen last."""
 
 
 @dataclass
@@ -43,7 +46,9 @@ class StoredTap:
     native: Callable[..., None]
 
     def take(self, given: AttentionGiven) -> None:
-        tensor = given.output if self.component == "head_output" else getattr(given, self.component)
+        tensor = (
+            head_output(given, self.description) if self.component == "head_output" else getattr(given, self.component)
+        )
         self.native(given.module, (), _heads_of(tensor.detach(), HEAD_AXIS[self.component], self))
 
 
@@ -59,6 +64,7 @@ class ComputedAttentionTap:
     """For the reduction `top_k`, by the stream of the weights that of the keys."""
     pass_mask: PassMask
     """The 2-D attention mask of the pass that is running, cache included."""
+    first_real: FirstReal
     in_encoder: bool = False
     _checked: set[bool] = field(default_factory=set)
 
@@ -70,34 +76,42 @@ class ComputedAttentionTap:
         wanted = self.native.begin(given.module, given.query, shape)
         if wanted is None:
             return
-        if given.output.shape[0] != shape[0] or given.output.dim() != 4:
-            raise self._error(f"its attention function gave {list(given.output.shape)}, not [batch, queries, heads, …]")
+        head_output(given, self.description)
         try:
             call = attention_call(given, _padding(wanted, given.query))
         except UnreadableAttention as error:
             raise self._error(str(error)) from error
         one_query = shape[2] == 1
-        if one_query not in self._checked:  # a prefill and a decode step are enough: the rest is alike
-            check_against_output(given, call, self.description)
+        # A prefill and a decode step are enough: the rest is alike.
+        if one_query not in self._checked and check_against_output(given, call, self.description):
             self._checked.add(one_query)
         self._store(wanted, call)
 
     def take_pattern(self, module: nn.Module, pattern: torch.Tensor) -> None:
-        """What a module of the older style has returned."""
+        """What a module of the older style has returned, [B, H, Q, K], whatever its rows add up to."""
         wanted = self.native.begin(module, pattern, list(pattern.shape))
-        if wanted is not None:
-            self._store(wanted, _call_with(pattern, _padding(wanted, pattern)))
+        if wanted is None:
+            return
+        queries, keys = pattern.shape[2:]
+        if keys < queries or (wanted.offset is not None and keys != wanted.offset + queries):
+            raise self._error(
+                f"what the module has returned beside its output, {list(pattern.shape)}, has no column a token"
+            )
+        self._store(wanted, _shape_of(pattern, _padding(wanted, pattern)), pattern)
 
-    def _store(self, wanted: ComputedCall, call: AttentionCall) -> None:
+    def _store(self, wanted: ComputedCall, call: AttentionCall, whole: torch.Tensor | None = None) -> None:
         try:
-            self._compute(wanted, call)
+            self._compute(wanted, call, whole)
         except ValueError as error:
             raise self._error(str(error)) from error
 
-    def _compute(self, wanted: ComputedCall, call: AttentionCall) -> None:
+    def _compute(self, wanted: ComputedCall, call: AttentionCall, whole: torch.Tensor | None) -> None:
         heads = self._heads(call.query.shape[1])
         for number, (stream, chosen) in enumerate(wanted.wanted):
             rows = torch.tensor(chosen) if chosen is not None and chosen and isinstance(chosen[0], list) else chosen
+            if whole is not None:
+                self._store_result(wanted, number, stream, self._from_whole(wanted, call, whole, heads, rows))
+                continue
             if self.part.reduction is None:
                 compute = attention_scores if self.component == "attention_scores" else attention_pattern
                 wanted.store(number, compute(call, heads=heads, rows=rows))
@@ -110,18 +124,36 @@ class ComputedAttentionTap:
                 k=self.part.top_k,
                 **self._keys(wanted, call),
             )
-            if isinstance(result, tuple):
-                indices, weights = result
-                # The keys first: where the weights have come to disk, so have they.
-                wanted.store(number, indices.to(torch.int32), self.indices[stream])
-                wanted.store(number, weights)
-            else:
-                wanted.store(number, result)
+            self._store_result(wanted, number, stream, result)
+
+    def _store_result(self, wanted: ComputedCall, number: int, stream: int, result: Any) -> None:
+        if isinstance(result, tuple):
+            indices, weights = result
+            # The keys first: where the weights have come to disk, so have they.
+            wanted.store(number, indices.to(torch.int32), self.indices[stream])
+            wanted.store(number, weights)
+        else:
+            wanted.store(number, result)
+
+    def _from_whole(
+        self, wanted: ComputedCall, call: AttentionCall, whole: torch.Tensor, heads: list[int] | None, rows: Any
+    ) -> Any:
+        """The pattern of the chosen heads and rows, or its reduction; rows of padding are zeros."""
+        if call.padding is not None:
+            whole = whole.masked_fill(call.padding[:, None, :, None], 0.0)
+        selection = select(call, heads, rows)
+        chosen = chosen_part(whole, selection).to(torch.float32)
+        if self.part.reduction is None:
+            return chosen
+        keys = {"first_key": 0, "own_offset": None, **self._keys(wanted, call)}
+        return reduce_whole(chosen, checked_reduction(call, selection, self.part.reduction, k=self.part.top_k, **keys))
 
     def _keys(self, wanted: ComputedCall, call: AttentionCall) -> dict[str, Any]:
         """Which keys are meant by the first token and by the one before the query's own."""
-        if self.part.reduction not in ("sink", "previous") or self.part.is_cross:
+        if self.part.reduction not in ("sink", "previous"):
             return {}
+        if self.part.is_cross:
+            return {"first_key": _first_visible(call)}
         queries, keys = call.query.shape[2], call.key.shape[2]
         offset = wanted.offset
         if offset is None:
@@ -137,13 +169,23 @@ class ComputedAttentionTap:
         batch, _, queries, _ = call.query.shape
         if call.padding is not None and (wanted.offset == 0 or self.in_encoder):
             return (~call.padding).to(torch.int64).argmax(1)
-        mask = None if self.in_encoder or not wanted.offset else self.pass_mask()
-        if mask is None or mask.dim() != 2 or mask.shape[0] != batch or mask.shape[1] <= queries:
+        if self.in_encoder or not wanted.offset:
             return 0
-        return (mask != 0).to(torch.int64).argmax(1).to(call.query.device)
+        mask = self.pass_mask()
+        if mask is None:
+            return 0
+        if mask is not None and mask.dim() == 2 and mask.shape[0] == batch and mask.shape[1] > queries:
+            return (mask != 0).to(torch.int64).argmax(1).to(call.query.device)
+        first = self.first_real()  # models with static caches are given masks that do not tell padding from the rest
+        if first is None or len(first) != batch:
+            raise self._error(
+                "which token is the sequence's first cannot be told: the capture has not seen its prefill, and the "
+                "attention mask is not [batch, tokens]"
+            )
+        return torch.tensor(first).to(call.query.device, non_blocking=True)
 
     def _take_norms(self, given: AttentionGiven) -> None:
-        output = given.output.detach()
+        output = head_output(given, self.description).detach()
         wanted = self.native.begin(given.module, output, list(output.shape))
         if wanted is None:
             return
@@ -178,86 +220,42 @@ class AttentionTaps:
                 tap.take(given)
 
 
-class ReturnedPattern:
-    """A forward hook: the pattern that a module of the older style returns beside its output. Not for torch.compile."""
-
-    def __init__(self, module: nn.Module, taps: list[ComputedAttentionTap]) -> None:
-        self._module = weakref.ref(module)
-        self._taps = taps
-        self._index: int | None = None
-        """Which of the things it returns the pattern is."""
-
-    def __deepcopy__(self, _memo: dict[int, Any]) -> ReturnedPattern:
-        return self
-
-    def __call__(self, module: nn.Module, _args: Any, output: Any) -> None:
-        if self._module() is not module:
-            return
-        with torch.no_grad():
-            items = {index: item.detach() for index, item in enumerate(_items(output)) if _has_four_axes(item)}
-            if self._index is None:
-                self._index = next((index for index, item in items.items() if _is_pattern(item, module.training)), None)
-            pattern = items.get(self._index) if self._index is not None else None
-            for tap in self._taps:
-                if pattern is None:
-                    raise CaptureError(
-                        f"{tap.description}: this architecture gives attention patterns only under eager attention, "
-                        "and the module has returned none; load the model with attn_implementation='eager', and call "
-                        "it with output_attentions=True where it asks for that"
-                    )
-                tap.take_pattern(module, pattern)
-
-
-def _items(output: Any) -> tuple[Any, ...]:
-    """What a module returns beside its output."""
-    return output[1:] if isinstance(output, tuple) else ()
-
-
-def _has_four_axes(item: Any) -> bool:
-    return isinstance(item, torch.Tensor) and item.dim() == 4 and item.is_floating_point()
-
-
-def _is_pattern(item: torch.Tensor, with_dropout: bool) -> bool:
-    """Whether the rows of the last query are probabilities, or zeros where that is padding. Position biases have four
-    axes, too. Waits for the device.
-    """
-    rows = item[:, :, -1].to(torch.float32)
-    sums = rows.sum(-1)
-    near = (sums > 0.1) if with_dropout else (sums - 1).abs() < 0.05
-    return bool(near.any() & (near | (sums == 0)).all() & (rows >= 0).all())
-
-
-def returned_pattern_hook(module: nn.Module, taps: list[ComputedAttentionTap]) -> Callable[..., None]:
-    """A `ReturnedPattern` that the compiler does not enter."""
-    disable: Any = torch.compiler.disable
-    reason = "neuroscope-fast captures the pattern that this attention returns"
-    return functools.partial(disable(_call, reason=reason), ReturnedPattern(module, taps))
-
-
-def _call(returned: ReturnedPattern, module: nn.Module, args: Any, output: Any) -> None:
-    returned(module, args, output)
-
-
-def _call_with(pattern: torch.Tensor, padding: torch.Tensor | None) -> AttentionCall:
-    """A call whose pattern is `pattern` [B, H, Q, K], whose rows each add up to 1."""
-    batch, heads, queries, keys = pattern.shape
-    logits = pattern.to(torch.float64 if pattern.dtype == torch.float64 else torch.float32).log()
-    return AttentionCall(
-        query=logits.new_zeros(batch, heads, queries, 1),
-        key=logits.new_zeros(batch, 1, keys, 1),
-        scale=1.0,
-        mask=logits,
-        padding=padding,
-    )
-
-
 def _padding(wanted: ComputedCall, query: torch.Tensor) -> torch.Tensor | None:
     real = wanted.real
     if not real:
         return None
     batch, queries = query.shape[0], query.shape[2]
     padding = torch.frombuffer(bytearray(real), dtype=torch.uint8).view(batch, queries) == 0
-    return padding.to(query.device)
+    return padding.to(query.device, non_blocking=True)
+
+
+def _shape_of(pattern: torch.Tensor, padding: torch.Tensor | None) -> AttentionCall:
+    """A call of the shape of a pattern [B, H, Q, K]; its logits are nobody's."""
+    batch, heads, queries, keys = pattern.shape
+    nothing = torch.zeros(1, dtype=torch.float32, device=pattern.device)
+    query, key = nothing.expand(batch, heads, queries, 1), nothing.expand(batch, 1, keys, 1)
+    return AttentionCall(query, key, scale=1.0, padding=padding)
+
+
+def _first_visible(call: AttentionCall) -> Any:
+    """Of a call whose queries all see the same keys: the first that they see, for each batch row."""
+    if call.mask is None:
+        return 0
+    mask = call.mask[..., -1, : call.key.shape[2]]
+    seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+    return seen.any(1).to(torch.int64).argmax(-1).expand(call.query.shape[0])
+
+
+def head_output(given: AttentionGiven, description: str) -> torch.Tensor:
+    """What the function gave, [B, Q, H, …]; CaptureError where it is not that."""
+    batch, heads, queries = given.query.shape[:3]
+    output = given.output
+    if output.dim() != 4 or output.shape[:3] != (batch, queries, heads):
+        raise CaptureError(
+            f"{description}: its attention function ({given.implementation}) gave {list(output.shape)}, not [batch, "
+            f"queries, heads, …] = {[batch, queries, heads]}"
+        )
+    return output
 
 
 def _heads_of(tensor: torch.Tensor, axis: int, tap: StoredTap | ComputedAttentionTap) -> torch.Tensor:
@@ -268,7 +266,8 @@ def _heads_of(tensor: torch.Tensor, axis: int, tap: StoredTap | ComputedAttentio
         raise CaptureError(f"{tap.description}: there is no head {max(heads)}; the tensor has {tensor.shape[axis]}")
     if list(heads) == list(range(heads[0], heads[0] + len(heads))):
         return tensor.narrow(axis, heads[0], len(heads))
-    return tensor.index_select(axis, torch.tensor(heads, device=tensor.device))
+    # An index would have to be copied to the device, which waits for it.
+    return torch.cat([tensor.narrow(axis, head, 1) for head in heads], axis)
 
 
 def _rows_of(tensor: torch.Tensor, rows: Any) -> torch.Tensor:
@@ -277,5 +276,6 @@ def _rows_of(tensor: torch.Tensor, rows: Any) -> torch.Tensor:
         return tensor
     axis = _ROW_AXIS["head_output"]
     if rows and isinstance(rows[0], list):
-        return torch.stack([each[torch.tensor(row)] for each, row in zip(tensor, rows, strict=True)])
-    return tensor.index_select(axis, torch.tensor(rows, dtype=torch.int64, device=tensor.device))
+        return torch.stack([_rows_of(each[None], row)[0] for each, row in zip(tensor, rows, strict=True)])
+    index = torch.tensor(rows, dtype=torch.int64).to(tensor.device, non_blocking=True)
+    return tensor.index_select(axis, index)

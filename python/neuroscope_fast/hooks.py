@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from .compiled import CompiledCode
 
 
+_WITHOUT_INFINITY = ("int8", "float8_e4m3fn")
+
+
 @dataclass(frozen=True)
 class Options:
     """What of a tensor is stored, when, and as what: hooks with equal options on one place share a stream."""
@@ -106,6 +109,11 @@ def make_plan(resolved: Iterable[ResolvedHook], default_dtype: str | None) -> Pl
         spec = hook.spec
         positions = tuple(spec.positions) if isinstance(spec.positions, list) else spec.positions
         options = Options(spec.dtype or default_dtype, positions, spec.phase, spec.every)
+        if hook.component == "attention_scores" and options.dtype in _WITHOUT_INFINITY:
+            raise HookError(
+                f"hook {hook.hook_id!r}: attention_scores are -inf where a key is hidden, which {options.dtype} cannot "
+                "hold; use float16, bfloat16 or float8_e5m2, or capture attention_pattern"
+            )
         given = stream(hook.input, hook, options, is_input=True)
         output = stream(hook.output, hook, options)
         indices = plan.indices.get(output) if output is not None else None

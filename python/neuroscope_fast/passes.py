@@ -95,6 +95,11 @@ class PassObserver:
             total = self._prefill_tokens + self._decode_tokens
             return Usage(self._prefill_tokens, self._decode_tokens, total)
 
+    def first_real(self) -> list[int] | None:
+        """For each row of the sequence whose prefill this thread has run last, the position of its first real token."""
+        found: list[int] | None = getattr(self._thread, "first_real", None)
+        return found
+
     def mask(self) -> torch.Tensor | None:
         """The attention mask that the innermost pass on this thread was given."""
         passes: list[_Pass] = getattr(self._thread, "passes", [])
@@ -148,6 +153,9 @@ class PassObserver:
         """Tell the session; returns the tokens in the cache once the pass has ended, or UNKNOWN_OFFSET."""
         real = padding(given.mask, given.batch, given.length, offset)
         decode = offset != 0 and given.length == 1
+        if offset == 0 and not given.guessed and given.length > 0:
+            rows = [real[row * given.length : (row + 1) * given.length] for row in range(given.batch)] if real else []
+            self._thread.first_real = [max(row.find(1), 0) for row in rows] or [0] * given.batch
         if not given.guessed and all(outer.guessed for outer in passes):
             self._count(sum(real) if real else given.batch * given.length, decode)
         self._session.begin_step(

@@ -59,7 +59,7 @@ def _top_k(call: AttentionCall, selection: Selection, wanted: Reduction) -> tupl
     heads, count = selection.heads, selection.count
     shape = (batch, len(heads), count, wanted.largest)
     indices = torch.zeros(shape, dtype=torch.int64, device=call.query.device)
-    weights = torch.zeros(shape, device=call.query.device)
+    weights = torch.zeros(shape, dtype=torch.float32, device=call.query.device)
     some_heads = min(len(heads), max(1, _TOP_K_ELEMENTS // max(1, batch * keys)))
     some_rows = max(1, _TOP_K_ELEMENTS // max(1, batch * keys * some_heads))
     positions = selection.positions(call)
@@ -118,7 +118,7 @@ class _Launch:
     def rows(self, result: str, wanted: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """What `attention_rows` writes with RESULT `result`, [B, h, n] each; the second for `softmax` alone."""
         shape = (self.batch, self.heads, self.count)
-        target = torch.empty(shape, device=self.call.query.device)
+        target = torch.empty(shape, dtype=torch.float32, device=self.call.query.device)
         inverses = torch.empty_like(target) if result == "softmax" else None
         programs = triton.cdiv(self.count, self.arguments["ROWS"]) * self.batch * self.heads
         sinks = None if self.call.sinks is None else self.call.sinks.to(torch.float32).contiguous()
@@ -140,7 +140,7 @@ class _Launch:
         shape = [self.batch, self.heads, self.count, self.keys]
         if result in ("mean", "max"):
             del shape[1]
-        target = torch.empty(shape, device=self.call.query.device)
+        target = torch.empty(shape, dtype=torch.float32, device=self.call.query.device)
         blocks = triton.cdiv(self.count, self.arguments["ROWS"]) * triton.cdiv(self.keys, self.arguments["COLUMNS"])
         lines = self.batch if result in ("mean", "max") else self.batch * self.heads
         self._launch(attention_tiles, blocks * lines, maxima=maxima, inverses=inverses, target=target, RESULT=result)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .attention_call import AttentionCall, Rows, Selection, checked_reduction, select
+from .attention_call import AttentionCall, Reduction, Rows, Selection, checked_reduction, select
 
 
 def attention_scores(call: AttentionCall, *, heads: list[int] | None = None, rows: Rows | None = None) -> Tensor:
@@ -36,7 +36,11 @@ def reduce_pattern(
     """The reduction of the pattern: see `attention_math.reduce_pattern`."""
     selection = select(call, heads, rows)
     wanted = checked_reduction(call, selection, reduction, k=k, first_key=first_key, own_offset=own_offset)
-    pattern = _pattern(call, selection)
+    return reduce_whole(_pattern(call, selection), wanted)
+
+
+def reduce_whole(pattern: Tensor, wanted: Reduction) -> Tensor | tuple[Tensor, Tensor]:
+    """The reduction of a pattern [B, h, n, K] that is there as a whole; of its rows nothing is asked."""
     if wanted.name == "top_k":
         values, indices = pattern.to(torch.float32).sort(dim=-1, descending=True, stable=True)
         values, indices = values[..., : wanted.largest], indices[..., : wanted.largest]
@@ -84,7 +88,7 @@ def _logits(call: AttentionCall) -> Tensor:
     return torch.where(visible_keys(call), logits, float("-inf"))
 
 
-def _chosen(tensor: Tensor, selection: Selection) -> Tensor:
+def chosen_part(tensor: Tensor, selection: Selection) -> Tensor:
     """The chosen heads and rows of a tensor [B, H, Q, …]."""
     tensor = tensor[:, selection.heads]
     if selection.rows is None:
@@ -94,7 +98,7 @@ def _chosen(tensor: Tensor, selection: Selection) -> Tensor:
 
 def _scores(call: AttentionCall, selection: Selection) -> Tensor:
     seen = visible_keys(call).any(-1, keepdim=True)
-    return _chosen(torch.where(seen, _logits(call), 0.0), selection)
+    return chosen_part(torch.where(seen, _logits(call), 0.0), selection)
 
 
 def _pattern(call: AttentionCall, selection: Selection) -> Tensor:
@@ -104,4 +108,4 @@ def _pattern(call: AttentionCall, selection: Selection) -> Tensor:
         logits = torch.cat([logits, sinks], dim=-1)
     pattern = torch.softmax(logits, dim=-1)[..., : call.key.shape[2]]
     seen = visible_keys(call).any(-1, keepdim=True)
-    return _chosen(torch.where(seen, pattern, 0.0), selection)
+    return chosen_part(torch.where(seen, pattern, 0.0), selection)
