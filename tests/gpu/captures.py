@@ -37,6 +37,11 @@ def captured(x: torch.Tensor, **options: Any) -> Activations:
     return cap.result["x"]
 
 
+def told(run: nsf.Run) -> list[tuple[Any, ...]]:
+    """What the run says of its records, in their order."""
+    return [(each.hook_id, each.step, each.call, each.positions, each.shape) for each in run.records]
+
+
 class Clones:
     """What plain `.clone()` hooks see at the places of a capture's hooks, while the block runs."""
 

@@ -7,50 +7,22 @@ from typing import Any
 
 import pytest
 import torch
-from attention_calls import Case, assert_like_the_twin, call, chance
+from attention_calls import assert_like_the_twin, call
 from neuroscope_fast import attention_math
 from neuroscope_fast.attention_math import AttentionCall
 from neuroscope_fast.kernels import reference_attention
 from test_kernels_attention import examples
+
+from gpu.attention import OnTheDevice, on
 
 pytestmark = pytest.mark.gpu
 
 MIB = 1 << 20
 
 
-def on(device: torch.device, given: AttentionCall) -> AttentionCall:
-    tensors = {name: getattr(given, name) for name in ("query", "key", "mask", "sinks", "padding")}
-    return dataclasses.replace(
-        given, **{name: tensor.to(device) for name, tensor in tensors.items() if tensor is not None}
-    )
-
-
-class OnTheDevice:
-    """`attention_math` of the same call on the device, with results on the CPU."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-
-    def __getattr__(self, name: str) -> Any:
-        def function(given: AttentionCall, *arguments: Any, **options: Any) -> Any:
-            result = getattr(attention_math, name)(on(self.device, given), *arguments, **options)
-            return tuple(part.cpu() for part in result) if isinstance(result, tuple) else result.cpu()
-
-        return function
-
-
 @pytest.mark.parametrize("example", examples())
 def test_examples(device: torch.device, example: str) -> None:
     assert_like_the_twin(OnTheDevice(device), examples()[example], tolerance=2e-6)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
-@pytest.mark.parametrize("size", [64, 80, 96, 128, 256])
-@pytest.mark.parametrize("keys", [1, 63, 65, 1000])
-def test_sizes_and_dtypes(device: torch.device, dtype: torch.dtype, size: int, keys: int) -> None:
-    mask = chance(1, 0.8, 2, 1, 65, keys)
-    given = call(2, 6, 2, 65, keys, size, dtype, causal_offset=keys - 65, mask=mask)
-    assert_like_the_twin(OnTheDevice(device), Case(given), tolerance=2e-6)  # type: ignore[arg-type]
 
 
 def test_a_call_waits_for_nothing(cuda: torch.device) -> None:
