@@ -37,6 +37,16 @@ FirstReal = Callable[[], "list[int] | None"]
 
 
 @dataclass
+class Shared:
+    """What the taps on one module have in common."""
+
+    checked: set[bool]
+    """Whether a call of one query, and one of several, was held against the function's own output."""
+    calls: dict[bytes, AttentionCall] = field(default_factory=dict)
+    """The call that is running as it is read, by the real tokens of its rows."""
+
+
+@dataclass
 class StoredTap:
     """A tensor that is stored as it is, or some of its heads."""
 
@@ -45,10 +55,9 @@ class StoredTap:
     description: str
     native: Callable[..., None]
 
-    def take(self, given: AttentionGiven) -> None:
-        tensor = (
-            head_output(given, self.description) if self.component == "head_output" else getattr(given, self.component)
-        )
+    def take(self, given: AttentionGiven, _shared: Shared) -> None:
+        of_output = self.component == "head_output"
+        tensor = head_output(given, self.description) if of_output else getattr(given, self.component)
         self.native(given.module, (), _heads_of(tensor.detach(), HEAD_AXIS[self.component], self))
 
 
@@ -66,9 +75,8 @@ class ComputedAttentionTap:
     """The 2-D attention mask of the pass that is running, cache included."""
     first_real: FirstReal
     in_encoder: bool = False
-    _checked: set[bool] = field(default_factory=set)
 
-    def take(self, given: AttentionGiven) -> None:
+    def take(self, given: AttentionGiven, shared: Shared) -> None:
         if self.component == "head_output":
             self._take_norms(given)
             return
@@ -77,14 +85,16 @@ class ComputedAttentionTap:
         if wanted is None:
             return
         head_output(given, self.description)
-        try:
-            call = attention_call(given, _padding(wanted, given.query))
-        except UnreadableAttention as error:
-            raise self._error(str(error)) from error
-        one_query = shape[2] == 1
+        call = shared.calls.get(wanted.real)
+        if call is None:
+            try:
+                call = shared.calls[wanted.real] = attention_call(given, _padding(wanted, given.query))
+            except UnreadableAttention as error:
+                raise self._error(str(error)) from error
         # A prefill and a decode step are enough: the rest is alike.
-        if one_query not in self._checked and check_against_output(given, call, self.description):
-            self._checked.add(one_query)
+        one_query = shape[2] == 1
+        if one_query not in shared.checked and check_against_output(given, call, self.description):
+            shared.checked.add(one_query)
         self._store(wanted, call)
 
     def take_pattern(self, module: nn.Module, pattern: torch.Tensor) -> None:
@@ -211,13 +221,15 @@ class AttentionTaps:
     def __init__(self, module: nn.Module, taps: list[StoredTap | ComputedAttentionTap]) -> None:
         self._module = weakref.ref(module)
         self._taps = taps
+        self._checked: set[bool] = set()
 
     def __call__(self, given: AttentionGiven) -> None:
         if self._module() is not given.module:  # the id of a module that is gone, used again
             return
         with torch.no_grad():
+            shared = Shared(self._checked)
             for tap in self._taps:
-                tap.take(given)
+                tap.take(given, shared)
 
 
 def _padding(wanted: ComputedCall, query: torch.Tensor) -> torch.Tensor | None:

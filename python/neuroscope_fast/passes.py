@@ -153,7 +153,8 @@ class PassObserver:
         """Tell the session; returns the tokens in the cache once the pass has ended, or UNKNOWN_OFFSET."""
         real = padding(given.mask, given.batch, given.length, offset)
         decode = offset != 0 and given.length == 1
-        if offset == 0 and not given.guessed and given.length > 0:
+        # An inner model may be given its mask in another form, or none.
+        if offset == 0 and not given.guessed and given.length > 0 and (real or not passes):
             rows = [real[row * given.length : (row + 1) * given.length] for row in range(given.batch)] if real else []
             self._thread.first_real = [max(row.find(1), 0) for row in rows] or [0] * given.batch
         if not given.guessed and all(outer.guessed for outer in passes):
