@@ -203,3 +203,26 @@ def test_a_run_in_memory_has_the_same_face() -> None:
     del tensors["a/000001"]
     with pytest.raises(RunError, match="holds no tensor 'a/000001' in memory"):
         run["a"][1]
+
+
+def test_sequences_of_several_prompts_are_not_joined_as_one() -> None:
+    """Two generations in one block without next_prompt(): the steps count on, and the positions start over."""
+    import architectures
+    import neuroscope_fast as nsf
+
+    model = architectures.shared("llama")
+    options = {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False}
+    with nsf.capture(model, ["model.layers.0:residual:r", "model.layers.0:mlp:m"]) as cap:
+        for length in (4, 6):
+            model.generate(**architectures.inputs("llama", length=length), **options)
+    for hook_id in ("r", "m"):
+        with pytest.raises(RunError, match=r"positions start over at step 3. Call next_prompt\(\) before each prompt"):
+            cap.result[hook_id].cat()
+    assert cap.result["r"].where(step=range(3)).cat().shape[1] == 4 + 2
+    assert cap.result["r"].where(step=range(3, 6)).cat().shape[1] == 6 + 2
+    # Without positions nothing is known of a sequence.
+    linear = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    with nsf.capture(linear, "0:mlp:x") as cap:
+        for _ in range(3):
+            linear(torch.zeros(1, 4, 2))
+    assert cap.result["x"].cat().shape == (1, 12, 2)

@@ -456,3 +456,15 @@ def test_attention_ends_the_graph(llama: PreTrainedModel, fullgraph: bool) -> No
         if not fullgraph:  # a pass that ended in an error was a step, too
             assert cap.result[hook_id].records == plain.result[hook_id].records
     assert torch.equal(compiled(**inputs).logits, bare)
+
+
+def test_what_torch_compile_returned_can_be_named(tiny: nn.Module) -> None:
+    """Its modules have the names of the model that it was given."""
+    with nsf.capture(tiny, TINY_HOOKS) as eager:
+        some_passes(tiny)
+    compiled = torch.compile(tiny, backend="eager")
+    with nsf.capture(compiled, TINY_HOOKS) as cap:
+        some_passes(compiled)
+    assert cap.hook_ids == eager.hook_ids
+    assert same_records(cap, eager)
+    assert equal(tensors(cap), tensors(eager))

@@ -260,3 +260,26 @@ def test_every_run_of_ours_is_rendered(metadata: Metadata) -> None:
     total = sum(map(len, metadata.activations.values()))
     assert f"**Total Activation Tensors**: {total}\n" in report
     assert len(headings(report)) >= 6 + len(metadata.activations)
+
+
+def test_heads_and_reductions_are_told() -> None:
+    records = [
+        {
+            "hook_id": "m",
+            "layer_name": "l.0",
+            "component": "attention_pattern",
+            "shape": [1, 3, length],
+            "dtype": "float32",
+            "is_input": False,
+            "heads": [0, 2],
+            "reduction": "mean",
+        }
+        for length in (3, 4, 5)
+    ]
+    plain = [{**records[0], "hook_id": "p", "heads": None, "reduction": None}]
+    document = {"demo_type": "activation_capture", "total_hooks": 2, "activations": {"m": records, "p": plain}}
+    report = render(json.dumps(document).encode())
+    section, rest = report.split("### Hook: m")[1].split("### Hook: p")
+    assert "- **Shape**: [1, 3, 3 to 5]\n" in section
+    assert "- **Reduction**: mean\n- **Heads**: [0, 2]\n" in section
+    assert "Reduction" not in rest.split("##")[0]

@@ -178,6 +178,7 @@ class Activations(Sequence["torch.Tensor"]):
                 raise RunError(
                     f"{self.hook_id} has tensors of {len(values)} {name}s: choose one with .where({name}={values[0]})"
                 )
+        self._need_one_sequence()
         if len(self) > 1 and self._kind() in ("key", "value"):
             raise RunError(f"{self.hook_id} cannot be joined: each of its tensors is the whole cache; take the last")
         rank = len(self._records[0].shape)
@@ -190,6 +191,20 @@ class Activations(Sequence["torch.Tensor"]):
             raise RunError(
                 f"{self.hook_id} cannot be joined along axis {along}: its shapes are {self._shapes()}"
             ) from error
+
+    def _need_one_sequence(self) -> None:
+        """RunError where the positions of a later step start over: then it is of another sequence."""
+        starts = [(record.step, _first_position(record)) for record in self._records]
+        before = -1
+        for step, start in starts:
+            if start is None or not any(each for _, each in starts):
+                return
+            if start <= before:
+                raise RunError(
+                    f"{self.hook_id} holds several sequences: positions start over at step {step}. Call next_prompt() "
+                    "before each prompt of a capture; of this run choose steps with .where(step=range(…))"
+                )
+            before = start
 
     def numpy(self, axis: int | None = None) -> np.ndarray[Any, Any]:
         """`cat(axis)` as a NumPy array; bfloat16 and float8, which NumPy does not have, come as float32."""
@@ -251,3 +266,13 @@ def _matches(value: int, wanted: Selection) -> bool:
     if isinstance(wanted, int):
         return value == wanted
     return value in wanted
+
+
+def _first_position(record: Record) -> int | None:
+    """Where on the sequence the record starts; None where that is not known."""
+    if record.positions is None:
+        return 0
+    flat: list[int] = []
+    for row in record.positions:
+        flat += [row] if isinstance(row, int) else row
+    return min(flat, default=None)

@@ -11,7 +11,7 @@ import os
 import weakref
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
@@ -59,6 +59,9 @@ def capture(
 
     Raises HookError for hooks that cannot be on this model, OptionError for options that cannot be.
     """
+    if type(model).__name__ == "OptimizedModule" and hasattr(model, "_orig_mod"):
+        # What torch.compile was given: it is captured when the compiled one runs, and its names are the user's.
+        model = cast("nn.Module", model._orig_mod)
     if dtype is not None:
         dtype = str(dtype).removeprefix("torch.")
         if dtype not in CAST_DTYPES:

@@ -18,7 +18,7 @@ from msgspec import Raw
 from .errors import RunError
 from .markdown import inline, paragraph
 from .report_text import ANALYSIS_NOTES, ANALYSIS_STRUCTURE, CAPTURE_NOTES, CAPTURE_STRUCTURE
-from .summary import summarise
+from .summary import summarise, summarise_shapes
 
 UNKNOWN = "unknown"
 _NO_DESCRIPTION = "No description available"
@@ -38,6 +38,8 @@ class _Entry(msgspec.Struct, gc=False):
     shape: Any = None
     dtype: Any = None
     is_input: Any = None
+    reduction: Any = None
+    heads: Any = None
 
 
 _entries_decoder = msgspec.json.Decoder(list[_Entry])
@@ -55,6 +57,8 @@ class _Hook(NamedTuple):
     shape: str
     dtype: str
     side: str
+    part: str = ""
+    """Lines that say what of the component it is, where it is not all of it."""
 
 
 def render(source: bytes | str | os.PathLike[str]) -> str:
@@ -132,9 +136,18 @@ def _hook(hook_id: str, raw: Raw, asked: list[dict[str, Any]]) -> _Hook:
         len(entries),
         _distinct(entry.layer_name for entry in entries),
         _distinct(entry.component for entry in entries),
-        _distinct(entry.shape for entry in entries),
+        _distinct((entry.shape for entry in entries), of_shapes=True),
         _distinct(entry.dtype for entry in entries),
         _distinct(entry.is_input for entry in entries),
+        _part(entries),
+    )
+
+
+def _part(entries: list[_Entry]) -> str:
+    named = (("Reduction", "reduction"), ("Heads", "heads"))
+    values = ((title, [getattr(entry, name) for entry in entries]) for title, name in named)
+    return "".join(
+        f"- **{title}**: {_distinct(found)}\n" for title, found in values if any(each is not None for each in found)
     )
 
 
@@ -154,7 +167,7 @@ def _entry(raw: Raw) -> _Entry:
         return _Entry()
 
 
-def _distinct(values: Iterable[Any]) -> str:
+def _distinct(values: Iterable[Any], *, of_shapes: bool = False) -> str:
     """The one value that all have, or each with how often it is there."""
     counts: dict[Any, int] = {}
     for value in values:
@@ -163,6 +176,9 @@ def _distinct(values: Iterable[Any]) -> str:
             counts[key] = counts.get(key, 0) + 1
         except TypeError:  # not hashable: an object, or a list of lists
             counts[_text(value)] = counts.get(_text(value), 0) + 1
+    plain = all(isinstance(key, tuple) and len(key) <= 64 and all(type(size) is int for size in key) for key in counts)
+    if of_shapes and counts and plain:
+        return summarise_shapes(counts)
     texts: dict[str, int] = {}
     for key, count in counts.items():
         text = _text(list(key) if isinstance(key, tuple) else key)
@@ -220,7 +236,7 @@ def _analysis(values: Mapping[str, Any], hooks: list[_Hook], asked: list[dict[st
     ]
     parts += [
         f"\n### {hook.hook_id}\n- **Layer**: {hook.layer}\n- **Component**: {hook.component}\n"
-        f"- **Activations**: {hook.records}\n- **Shape**: {hook.shape}\n- **Data Type**: {hook.dtype}\n"
+        f"- **Activations**: {hook.records}\n- **Shape**: {hook.shape}\n- **Data Type**: {hook.dtype}\n{hook.part}"
         for hook in hooks
     ]
     parts.append(
@@ -250,7 +266,7 @@ def _capture(values: Mapping[str, Any], hooks: list[_Hook]) -> str:
     parts += [
         f"\n### Hook: {hook.hook_id}\n- **Layer**: {hook.layer}\n- **Component**: {hook.component}\n"
         f"- **Activations Count**: {hook.records}\n- **Shape**: {hook.shape}\n- **Data Type**: {hook.dtype}\n"
-        f"- **Is Input**: {hook.side}\n"
+        f"- **Is Input**: {hook.side}\n{hook.part}"
         for hook in hooks
     ]
     return "".join(parts) + CAPTURE_NOTES

@@ -16,6 +16,11 @@ def shape_summary(shapes: Iterable[Sequence[int]]) -> str:
     counts: dict[tuple[int, ...], int] = {}
     for shape in map(tuple, shapes):
         counts[shape] = counts.get(shape, 0) + 1
+    return summarise_shapes(counts)
+
+
+def summarise_shapes(counts: Mapping[tuple[int, ...], int]) -> str:
+    """The same of shapes in the order of their first appearance, with how often each was there."""
     told: dict[str, int] = {}
     items = list(counts)
     start = 0

@@ -17,7 +17,7 @@ from ..manifest import Counters, ModelInfo
 from ..reader import Run
 from ..records import Generation, HookConfiguration, Record, Usage
 from ..run_directory import report_file_name
-from ..summary import summarise
+from ..summary import summarise_shapes
 from .console import count_text, line, size_text
 
 
@@ -147,7 +147,7 @@ def print_hooks(out: Console, hooks: Sequence[HookSummary]) -> None:
 
 
 def _shapes(hook: HookSummary) -> str:
-    return summarise({str(each.shape): each.records for each in hook.shapes})
+    return summarise_shapes({tuple(each.shape): each.records for each in hook.shapes})
 
 
 def _shown(path: Path) -> str:
