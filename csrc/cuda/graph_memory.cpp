@@ -27,7 +27,8 @@ GraphMemory::GraphMemory(const Driver& driver, int device, std::shared_ptr<SlotB
     driver_.check(driver_.event_create(&read_, event_disable_timing), "create an event");
 }
 
-// Errors are of no use to anybody here: the driver may be shutting down with the process.
+// Errors are of no use to anybody here: the driver may be shutting down with the process. A replay may still be under way:
+// cuMemFree waits for what the device has been given.
 GraphMemory::~GraphMemory() {
     budget_->used.fetch_sub(allocated_bytes_, std::memory_order_relaxed);
     try {
