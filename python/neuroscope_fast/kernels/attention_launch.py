@@ -163,4 +163,4 @@ def tiles(head_size: int, rows: int) -> dict[str, int]:
 def options(dtype: torch.dtype) -> dict[str, int]:
     """What Triton is told when it compiles the kernels for queries of `dtype`."""
     # In float32, where products take no tensor cores, two stages would need more shared memory than some devices have.
-    return {"num_warps": 4, "num_stages": 1 if dtype == torch.float32 else 2}
+    return {"num_warps": 4, "num_stages": 1 if dtype == torch.float32 else 2, "enable_fp_fusion": True}
