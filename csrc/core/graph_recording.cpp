@@ -20,8 +20,7 @@ void GraphRecording::add(std::shared_ptr<const TapPlace> tap, const TensorView& 
     if (!engine().in_graph(view)) {
         throw std::invalid_argument(
             "it is computed beside the CUDA graph that is being captured, and replays would run past it; "
-            "keep "
-            "the whole model on the graph's device and streams, or run it without the graph");
+            "keep the whole model on the graph's device and streams, or run it without the graph");
     }
     if (!slots_) slots_ = engine_->make_slots(view.device);
     Call call{std::move(tap), view.dtype, {}};

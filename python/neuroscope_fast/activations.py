@@ -97,16 +97,15 @@ class Activations(Sequence["torch.Tensor"]):
         """
         found = []
         for record in self._records:
+            if record.data is not None and record.indices is None:
+                raise self._no_indices()
             ref = record.indices or DataRef("", data_ref(record).key + "/indices")
             try:
-                if record.data is not None and record.indices is None:
-                    raise RunError("none stand beside it")
                 indices = self._source.tensor(ref)
             except RunError as error:
                 if record.indices is not None:
                     raise
-                said = f"{self.hook_id} holds no indices: the reduction top_k has them, and fused experts"
-                raise RunError(said) from error
+                raise self._no_indices() from error
             if list(indices.shape) != record.shape or indices.is_floating_point():
                 raise RunError(f"{ref.file or 'memory'}: {ref.key} are no indices for weights of shape {record.shape}")
             found.append(indices)
@@ -192,19 +191,20 @@ class Activations(Sequence["torch.Tensor"]):
                 f"{self.hook_id} cannot be joined along axis {along}: its shapes are {self._shapes()}"
             ) from error
 
+    def _no_indices(self) -> RunError:
+        return RunError(f"{self.hook_id} holds no indices: the reduction top_k has them, and fused experts")
+
     def _need_one_sequence(self) -> None:
         """RunError where the positions of a later step start over: then it is of another sequence."""
-        starts = [(record.step, _first_position(record)) for record in self._records]
-        before = -1
-        for step, start in starts:
-            if start is None or not any(each for _, each in starts):
-                return
-            if start <= before:
+        starts = [_first_position(record) for record in self._records]
+        if None in starts or not any(starts):
+            return
+        for record, before, start in zip(self._records[1:], starts, starts[1:], strict=False):
+            if start <= before:  # type: ignore[operator]  # None is not among them
                 raise RunError(
-                    f"{self.hook_id} holds several sequences: positions start over at step {step}. Call next_prompt() "
-                    "before each prompt of a capture; of this run choose steps with .where(step=range(…))"
+                    f"{self.hook_id} holds several sequences: positions start over at step {record.step}. Call "
+                    "next_prompt() before each prompt of a capture; of this run choose steps with .where(step=range(…))"
                 )
-            before = start
 
     def numpy(self, axis: int | None = None) -> np.ndarray[Any, Any]:
         """`cat(axis)` as a NumPy array; bfloat16 and float8, which NumPy does not have, come as float32."""

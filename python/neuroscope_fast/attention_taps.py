@@ -119,31 +119,24 @@ class ComputedAttentionTap:
         heads = self._heads(call.query.shape[1])
         for number, (stream, chosen) in enumerate(wanted.wanted):
             rows = torch.tensor(chosen) if chosen is not None and chosen and isinstance(chosen[0], list) else chosen
-            if whole is not None:
-                self._store_result(wanted, number, stream, self._from_whole(wanted, call, whole, heads, rows))
-                continue
-            if self.part.reduction is None:
-                compute = attention_scores if self.component == "attention_scores" else attention_pattern
-                wanted.store(number, compute(call, heads=heads, rows=rows))
-                continue
-            result = reduce_pattern(
-                call,
-                self.part.reduction,
-                heads=heads,
-                rows=rows,
-                k=self.part.top_k,
-                **self._keys(wanted, call),
-            )
-            self._store_result(wanted, number, stream, result)
-
-    def _store_result(self, wanted: ComputedCall, number: int, stream: int, result: Any) -> None:
-        if isinstance(result, tuple):
-            indices, weights = result
-            # The keys first: where the weights have come to disk, so have they.
-            wanted.store(number, indices.to(torch.int32), self.indices[stream])
-            wanted.store(number, weights)
-        else:
+            if whole is None:
+                result = self._from_call(wanted, call, heads, rows)
+            else:
+                result = self._from_whole(wanted, call, whole, heads, rows)
+            if isinstance(result, tuple):
+                indices, result = result
+                # The keys first: where the weights have come to disk, so have they.
+                wanted.store(number, indices.to(torch.int32), self.indices[stream])
             wanted.store(number, result)
+
+    def _from_call(self, wanted: ComputedCall, call: AttentionCall, heads: list[int] | None, rows: Any) -> Any:
+        """What the component or its reduction is for the chosen heads and rows."""
+        if self.component == "attention_scores":
+            return attention_scores(call, heads=heads, rows=rows)
+        if self.part.reduction is None:
+            return attention_pattern(call, heads=heads, rows=rows)
+        keys = self._keys(wanted, call)
+        return reduce_pattern(call, self.part.reduction, heads=heads, rows=rows, k=self.part.top_k, **keys)
 
     def _from_whole(
         self, wanted: ComputedCall, call: AttentionCall, whole: torch.Tensor, heads: list[int] | None, rows: Any
@@ -184,7 +177,7 @@ class ComputedAttentionTap:
         mask = self.pass_mask()
         if mask is None:
             return 0
-        if mask is not None and mask.dim() == 2 and mask.shape[0] == batch and mask.shape[1] > queries:
+        if mask.dim() == 2 and mask.shape[0] == batch and mask.shape[1] > queries:
             return (mask != 0).to(torch.int64).argmax(1).to(call.query.device)
         first = self.first_real()  # models with static caches are given masks that do not tell padding from the rest
         if first is None or len(first) != batch:
