@@ -1,0 +1,152 @@
+"""What every benchmark shares: contestants, checked before they are timed, in rounds that alternate.
+
+A contestant's figure is the median of many short rounds with the 20th and 80th percentile. In each round all contestants
+run once, in an order that turns from round to round; a ratio is taken within a round, and its median and percentiles are
+of those. A contestant whose check fails gets no figure, and one that is not installed a row that says so.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+ALLOCATOR = {
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str(8 << 30),
+    "MALLOC_TOP_PAD_": str(256 << 20),
+}
+"""For all contestants alike: without these glibc gives memory back and faults it in again at every pass, and a bare
+forward pass runs slower than a hooked one."""
+
+Work = Callable[[], float]
+
+
+def settle_process(threads: int = 1) -> None:
+    """Starts this process again with the allocator's settings and so many compute threads, unless it has them.
+
+    They are read when a process starts. Call it first in `main()`, before anything large is imported.
+    """
+    wanted = {**ALLOCATOR, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+    if any(os.environ.get(name) != value for name, value in wanted.items()):
+        os.environ.update(wanted)
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    if "torch" in sys.modules:
+        raise RuntimeError("settle_process() comes before torch is imported")
+
+
+class CheckError(Exception):
+    """A contestant does not do what it would be timed for; the text says what is wrong."""
+
+
+@dataclass
+class Contestant:
+    """One way of doing what the benchmark asks."""
+
+    name: str
+    work: Work
+    """One short round: does the work and returns the seconds that it took, opening and cleaning up left out."""
+    check: Callable[[], None]
+    """Raises CheckError unless the contestant's work is right."""
+    note: str = ""
+    """What a reader must know to judge the row: that it hands over aliases, say."""
+
+
+@dataclass
+class Row:
+    """A contestant's figures, or why there are none."""
+
+    name: str
+    note: str = ""
+    refused: str | None = None
+    rounds: list[float] = field(default_factory=list, repr=False)
+
+    def summary(self, scale: float, digits: int = 4) -> dict[str, Any]:
+        return spread([value * scale for value in self.rounds], digits)
+
+
+def missing(name: str, why: str) -> Row:
+    """The row of a contestant that cannot run here."""
+    return Row(name, refused=why)
+
+
+def timed(work: Callable[[], Any]) -> float:
+    """The seconds of one call."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def spread(values: Sequence[float], digits: int = 4) -> dict[str, Any]:
+    """Median, 20th and 80th percentile."""
+    low, middle, high = (round_to(float(each), digits) for each in np.percentile(values, (20, 50, 80)))
+    return {"median": middle, "p20": low, "p80": high, "rounds": len(values)}
+
+
+def round_to(value: float, digits: int) -> float:
+    """To so many significant digits."""
+    return float(f"{value:.{digits}g}")
+
+
+def race(contestants: Sequence[Contestant], *, rounds: int, warm_up: int = 1) -> list[Row]:
+    """Checks every contestant, then times those that passed; one row each, in the order given."""
+    rows, able = [], []
+    for contestant in contestants:
+        row = Row(contestant.name, contestant.note)
+        rows.append(row)
+        try:
+            contestant.check()
+        except CheckError as error:
+            row.refused = f"not timed: {error}"
+        else:
+            able.append((contestant, row))
+    for contestant, _ in able:
+        for _ in range(warm_up):
+            contestant.work()
+    for number in range(rounds):
+        turn = number // 2 % max(1, len(able))
+        order = able[turn:] + able[:turn]
+        for contestant, row in order if number % 2 == 0 else reversed(order):
+            gc.collect()
+            gc.disable()
+            try:
+                row.rounds.append(contestant.work())
+            finally:
+                gc.enable()
+    return rows
+
+
+def row_named(rows: Sequence[Row], name: str) -> Row:
+    return next(row for row in rows if row.name == name)
+
+
+def ratios(rows: Sequence[Row], base: str, less: str | None = None) -> dict[str, dict[str, Any]]:
+    """Of each row with figures to `base` in the same round; with `less`, of what each adds to that row's time.
+
+    Rounds in which the base adds nothing, by noise, are left out.
+    """
+    bottom = row_named(rows, base)
+    floor = row_named(rows, less).rounds if less is not None else [0.0] * len(bottom.rounds)
+    found = {}
+    for row in rows:
+        if row.refused is not None or not bottom.rounds or row.name in (base, less):
+            continue
+        pairs = zip(row.rounds, bottom.rounds, floor, strict=True)
+        found[row.name] = spread([(value - off) / (one - off) for value, one, off in pairs if one > off])
+    return found
+
+
+def rises(rows: Sequence[Row], less: str, scale: float) -> dict[str, dict[str, Any]]:
+    """What each row adds to the time of the row `less` in the same round, times `scale`."""
+    floor = row_named(rows, less).rounds
+    return {
+        row.name: spread([(value - off) * scale for value, off in zip(row.rounds, floor, strict=True)])
+        for row in rows
+        if row.refused is None and row.name != less
+    }
