@@ -8,8 +8,6 @@
 namespace nsf {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
 // Runs `action`; what it cannot do with its values is told as the hook's error.
 template <typename Action>
 auto of_hook(const ComputedTap& tap, Action action) {
@@ -18,10 +16,6 @@ auto of_hook(const ComputedTap& tap, Action action) {
     } catch (const std::invalid_argument& error) {
         throw EngineError(tap.place.description + ": this attention cannot be captured: " + error.what());
     }
-}
-
-std::size_t sequence_axis(SequenceKind kind, std::size_t rank) {
-    return rank - (kind == SequenceKind::heads ? 3 : 2);
 }
 
 }  // namespace
@@ -34,7 +28,7 @@ std::unique_ptr<ComputedCall> ComputedCall::begin(std::shared_ptr<const Computed
     if (session.closed.load(std::memory_order_relaxed) || module.ptr() != tap->module) return nullptr;
     if (!session.clock.in_pass() && session.in_backward()) return nullptr;
     auto call = std::make_unique<ComputedCall>();
-    call->since_ = Clock::now();
+    call->since_ = TickClock::now();
     of_hook(*tap, [&] {
         py::object owner;
         const TensorView view = session.access.view(given.ptr(), owner);
@@ -94,9 +88,8 @@ void ComputedCall::store(std::size_t number, const py::handle& tensor, std::opti
             // A forward in another thread may meet the end of the block: that is no fault of the model's.
             if (!session.closed.load(std::memory_order_relaxed)) throw;
         }
-        const auto now = Clock::now();
-        session.engine.count_tap(now - since_, bytes);
-        since_ = now;
+        session.engine.count_tap(TickClock::since(since_), bytes);
+        since_ = TickClock::now();
     });
 }
 

@@ -2,7 +2,6 @@
 // work it tells which rules want a record in this step and which rows of it, after the work it stores them.
 #pragma once
 
-#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -50,7 +49,7 @@ class ComputedCall {
 
   private:
     std::shared_ptr<const ComputedTap> tap_;
-    std::chrono::steady_clock::time_point since_;
+    std::uint64_t since_ = 0;  // of TickClock
     std::uint32_t prompt_ = 0;
     std::uint32_t step_ = 0;
     std::uint32_t call_ = 0;

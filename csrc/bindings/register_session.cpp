@@ -246,8 +246,13 @@ void register_session(py::module_& module) {
                 if (index >= session->fired.size()) throw std::invalid_argument("no such tap");
                 TapPlace place{index, parse_sequence(sequence), in_encoder, description,
                                make_rules(*session, rules)};
-                return make_tap({session, hooked.ptr(), is_input, field, argument,
-                                 std::make_shared<const TapPlace>(std::move(place))});
+                return make_tap({session,
+                                 hooked.ptr(),
+                                 is_input,
+                                 field,
+                                 argument,
+                                 std::make_shared<const TapPlace>(std::move(place)),
+                                 {}});
             },
             "index"_a, "module"_a, "is_input"_a, "in_encoder"_a, "sequence"_a, "field"_a, "argument"_a,
             "description"_a, "rules"_a)

@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "bindings/known_tensor.hpp"
 #include "bindings/python_kernels.hpp"
 #include "bindings/tensor_access.hpp"
 #include "core/engine.hpp"
@@ -88,6 +89,7 @@ struct Tap {
     std::string field;           // take this field of the output, or this parameter; empty: the first tensor
     Py_ssize_t argument = -1;    // of a parameter: its place among the positional ones
     std::shared_ptr<const TapPlace> place;  // shared with the recordings of CUDA graphs
+    KnownTensor known;                      // where the place takes everything
 };
 
 // A Python callable for register_forward_hook, or for register_forward_pre_hook(…, with_kwargs=True). It

@@ -1,6 +1,5 @@
 // The hot path: what happens when a hooked module runs. A plain C function with the vectorcall convention,
 // since pybind11's dispatcher alone would cost as much as the whole of it.
-#include <chrono>
 #include <exception>
 #include <new>
 #include <stdexcept>
@@ -11,8 +10,6 @@
 
 namespace nsf {
 namespace {
-
-using Clock = std::chrono::steady_clock;
 
 constexpr const char* capsule_name = "neuroscope_fast.tap";
 
@@ -88,16 +85,45 @@ py::object find_activation(const Tap& tap, PyObject* const* arguments, Py_ssize_
                       type_name(output));
 }
 
-void store(const Tap& tap, const Step& step, const StepFacts& facts, const TensorView& view) {
+// The short way of small tensors, whose kind the tap knows: false where it cannot be gone. With the GIL held.
+bool store_known(const Tap& tap, const Step& step, const dlpack::Tensor& raw, std::uint64_t started) {
+    const RecordForm* form = tap.known.form(raw);
+    if (form == nullptr) return false;
+    const TapPlace& place = *tap.place;
+    const NoteKey key(place.facts_of(step), place.sequence, raw.shape, static_cast<std::size_t>(raw.ndim));
+    const std::optional<const std::string*> note = step.notes.find(key);
+    if (!note) return false;
     Engine& engine = tap.session->engine;
-    for (const TapRule& rule : tap.place->rules) {
-        if (!rule.wants(facts, step.number)) continue;
-        const Kept kept = keep_positions(rule.positions, facts, view, tap.place->sequence);
-        if (kept.nothing) continue;
-        const Origin origin{rule.stream, step.prompt, step.number, step.calls[tap.place->index] - 1};
-        engine.submit(origin, kept, rule.stored_as(view.dtype));
-    }
+    const Origin origin{form->stream, step.prompt, step.number, step.calls[place.index] - 1};
+    const auto* data = static_cast<const std::byte*>(raw.data) + raw.byte_offset;
+    if (!engine.try_submit(*form, origin, *note, data)) return false;
+    engine.count_tap(TickClock::since(started), form->elements * item_size(form->computed));
+    return true;
 }
+
+// What store_known() will need for the next tensors like this one. Made without the GIL, which whoever holds the
+// engine may be waiting for.
+struct Lesson {
+    Lesson(KnownTensor& known, const dlpack::Tensor& raw, const TensorView& view)
+        : form_is_wanted(known.asks_for_form(raw, view)),
+          note_is_wanted(form_is_wanted || known.form(raw) != nullptr) {}
+
+    void learn(const TapPlace& place, Step& step, const TensorView& view, Engine& engine) {
+        const TapRule& rule = place.rules[0];
+        if (form_is_wanted) {
+            form = engine.form_of(rule.stream, view.dtype, rule.stored_as(view.dtype), view.shape);
+        }
+        if (!note_is_wanted) return;
+        const StepFacts& facts = place.facts_of(step);
+        const NoteKey key(facts, place.sequence, view.shape.data(), view.shape.size());
+        if (step.notes.find(key)) return;
+        step.notes.add(key, engine.intern(keep_positions(rule.positions, facts, view, place.sequence).note));
+    }
+
+    const bool form_is_wanted;
+    const bool note_is_wanted;
+    std::optional<RecordForm> form;
+};
 
 // The module computes nothing now: the graph that is being captured gets what will.
 void record(const Tap& tap, GraphRecording& graph, PyObject* const* arguments, Py_ssize_t count) {
@@ -108,8 +134,8 @@ void record(const Tap& tap, GraphRecording& graph, PyObject* const* arguments, P
     graph.add(tap.place, view);
 }
 
-void run_tap(const Tap& tap, PyObject* const* arguments, Py_ssize_t count) {
-    const auto start = Clock::now();
+void run_tap(Tap& tap, PyObject* const* arguments, Py_ssize_t count) {
+    const std::uint64_t start = TickClock::now();
     Session& session = *tap.session;
     if (arguments[0] != tap.module) return;
     if (!session.clock.in_pass() && session.in_backward()) return;
@@ -122,7 +148,7 @@ void run_tap(const Tap& tap, PyObject* const* arguments, Py_ssize_t count) {
             return;
         }
         session.fired[place.index].fetch_add(1, std::memory_order_relaxed);
-        const Step& step = session.clock.fire(place.index);
+        Step& step = session.clock.fire(place.index);
         const StepFacts& facts = place.facts_of(step);
         bool wanted = false;
         bool wanted_later = false;
@@ -133,8 +159,12 @@ void run_tap(const Tap& tap, PyObject* const* arguments, Py_ssize_t count) {
         if (!wanted && !wanted_later) return;
         const py::object activation = find_activation(tap, arguments, count);
         type = Py_TYPE(activation.ptr())->tp_name;
+        dlpack::Tensor raw{};
+        const bool is_read = session.access.read(activation.ptr(), raw);
+        if (is_read && store_known(tap, step, raw, start)) return;
         py::object owner;
-        const TensorView view = session.access.view(activation.ptr(), owner);
+        const TensorView view = is_read ? session.access.view_of(raw, activation.ptr(), owner)
+                                        : session.access.view(activation.ptr(), owner);
         if (!wanted) {
             // A graph that is captured in a step that is passed over is replayed in those that are not.
             if (view.device == TensorView::host) return;
@@ -143,16 +173,26 @@ void run_tap(const Tap& tap, PyObject* const* arguments, Py_ssize_t count) {
             return;
         }
         bytes = view.elements() * item_size(view.dtype);
-        const ReleasedGil released;
-        store(tap, step, facts, view);
-        // Nobody will tell of the end of a step that no pass has opened.
-        if (!session.clock.in_pass()) session.engine.end_step();
+        std::optional<Lesson> lesson;
+        if (is_read && place.takes_everything()) lesson.emplace(tap.known, raw, view);
+        {
+            const ReleasedGil released;
+            apply_rules(
+                place, step, [&](const TapRule&) { return view; },
+                [&](const TapRule& rule, const Origin& origin, const Kept& kept) {
+                    session.engine.submit(origin, kept, rule.stored_as(view.dtype));
+                });
+            if (lesson) lesson->learn(place, step, view, session.engine);
+            // Nobody will tell of the end of a step that no pass has opened.
+            if (!session.clock.in_pass()) session.engine.end_step();
+        }
+        if (lesson && lesson->form) tap.known.keep(raw, *lesson->form);
     } catch (const std::invalid_argument& error) {
         const std::string what =
             type == nullptr ? "the activation" : std::string("the tensor (") + type + ")";
         throw EngineError(place.description + ": " + what + " cannot be captured: " + error.what());
     }
-    session.engine.count_tap(Clock::now() - start, bytes);
+    session.engine.count_tap(TickClock::since(start), bytes);
 }
 
 PyObject* call_tap(PyObject* self, PyObject* const* arguments, Py_ssize_t count) {

@@ -90,17 +90,25 @@ std::string dtype_text(PyObject* tensor) { return py::str(py::handle(tensor).att
 }
 
 bool ask(PyObject* tensor, PyObject* method) {
-    PyObject* answer = PyObject_CallMethodNoArgs(tensor, method);
+    PyObject* answer = PyObject_CallOneArg(method, tensor);
     if (answer == nullptr) refuse_with_python_error();
     const bool yes = answer == Py_True;
     Py_DECREF(answer);
     return yes;
 }
 
+void refuse_without_memory(const TensorView& view) {
+    if (view.data == nullptr && view.elements() > 0) {
+        throw std::invalid_argument("it has no memory of its own (a wrapper or fake tensor)");
+    }
+}
+
 }  // namespace
 
 TensorAccess::TensorAccess(TensorAccessMethod method)
-    : tensor_type_(py::module_::import("torch").attr("Tensor")), is_neg_("is_neg"), is_conj_("is_conj") {
+    : tensor_type_(py::module_::import("torch").attr("Tensor")),
+      is_neg_(tensor_type_.attr("is_neg")),
+      is_conj_(tensor_type_.attr("is_conj")) {
     if (method == TensorAccessMethod::attributes) return;
     PyObject* capsule = PyObject_GetAttrString(tensor_type_.ptr(), "__dlpack_c_exchange_api__");
     if (capsule == nullptr) {
@@ -122,19 +130,38 @@ TensorAccess::TensorAccess(TensorAccessMethod method)
 
 PyObject* TensorAccess::first_tensor(PyObject* value) const { return find_tensor(*this, value, 0); }
 
+bool TensorAccess::read(PyObject* tensor, dlpack::Tensor& raw) const {
+    if (!uses_dlpack() || ask(tensor, is_neg_.ptr())) return false;
+    if (api_->tensor_from_py_object_no_sync(tensor, &raw) != 0) refuse_with_python_error();
+    return true;
+}
+
+TensorView TensorAccess::view_of(const dlpack::Tensor& raw, PyObject* tensor, py::object& owner) const {
+    TensorView view = view_by_dlpack(raw, tensor);
+    if (view.dtype == DType::c64 && ask(tensor, is_conj_.ptr())) {
+        owner = py::handle(tensor).attr("resolve_conj")();
+        dlpack::Tensor resolved{};
+        if (!read(owner.ptr(), resolved)) throw std::invalid_argument("torch does not resolve its conjugate");
+        view = view_by_dlpack(resolved, owner.ptr());
+    }
+    refuse_without_memory(view);
+    return view;
+}
+
 TensorView TensorAccess::view(PyObject* tensor, py::object& owner) const {
+    dlpack::Tensor raw{};
+    if (read(tensor, raw)) return view_of(raw, tensor, owner);
     if (ask(tensor, is_neg_.ptr())) {
         owner = py::handle(tensor).attr("resolve_neg")();
         tensor = owner.ptr();
+        if (read(tensor, raw)) return view_of(raw, tensor, owner);
     }
-    TensorView view = uses_dlpack() ? view_by_dlpack(tensor) : view_by_attributes(tensor);
+    TensorView view = view_by_attributes(tensor);
     if (view.dtype == DType::c64 && ask(tensor, is_conj_.ptr())) {
         owner = py::handle(tensor).attr("resolve_conj")();
-        view = uses_dlpack() ? view_by_dlpack(owner.ptr()) : view_by_attributes(owner.ptr());
+        view = view_by_attributes(owner.ptr());
     }
-    if (view.data == nullptr && view.elements() > 0) {
-        throw std::invalid_argument("it has no memory of its own (a wrapper or fake tensor)");
-    }
+    refuse_without_memory(view);
     return view;
 }
 
@@ -147,9 +174,7 @@ TensorView TensorAccess::host_view(PyObject* tensor, py::object& owner) const {
     return found;
 }
 
-TensorView TensorAccess::view_by_dlpack(PyObject* tensor) const {
-    dlpack::Tensor raw{};
-    if (api_->tensor_from_py_object_no_sync(tensor, &raw) != 0) refuse_with_python_error();
+TensorView TensorAccess::view_by_dlpack(const dlpack::Tensor& raw, PyObject* tensor) const {
     const bool on_cuda = raw.device.type == dlpack::cuda;
     if (!on_cuda && raw.device.type != dlpack::cpu && raw.device.type != dlpack::cuda_host) {
         refuse_device(py::str(py::handle(tensor).attr("device")));

@@ -37,16 +37,20 @@ class TensorAccess {
     // std::invalid_argument with the reason for a tensor that has no such memory (another device, sparse,
     // meta, a wrapper, an unknown dtype).
     TensorView view(PyObject* tensor, py::object& owner) const;
+    // view() in two parts: first what torch says of the tensor, without a copy of its shape and strides, which are the
+    // tensor's own. False where only view() can tell: no table, or values that have to be computed first.
+    bool read(PyObject* tensor, dlpack::Tensor& raw) const;
+    TensorView view_of(const dlpack::Tensor& raw, PyObject* tensor, py::object& owner) const;
     // The same, for code that reads the memory itself: throws for a tensor that is not on the CPU.
     TensorView host_view(PyObject* tensor, py::object& owner) const;
 
   private:
-    TensorView view_by_dlpack(PyObject* tensor) const;
+    TensorView view_by_dlpack(const dlpack::Tensor& raw, PyObject* tensor) const;
     static TensorView view_by_attributes(PyObject* tensor);
 
     py::object tensor_type_;
-    py::str is_neg_;  // method names, made once
-    py::str is_conj_;
+    py::object is_neg_;  // torch.Tensor's methods
+    py::object is_conj_;
     const dlpack::ExchangeApi* api_ = nullptr;
 };
 

@@ -5,19 +5,6 @@
 #include <string>
 
 namespace nsf {
-namespace {
-
-bool is_contiguous(const TensorView& view) {
-    std::int64_t expected = 1;
-    for (std::size_t axis = view.shape.size(); axis-- > 0;) {
-        if (view.shape[axis] != 1 && view.strides[axis] != expected) return false;
-        expected *= view.shape[axis];
-    }
-    return true;
-}
-
-}  // namespace
-
 ElementReader::ElementReader(const TensorView& view, const Selection* selection, DType target,
                              CastRules rules)
     : data_(view.data),
@@ -40,7 +27,7 @@ ElementReader::ElementReader(const TensorView& view, const Selection* selection,
             table_.push_back(index * view.strides[selection->axis]);
     }
     if (selection == nullptr && !quantizes_ &&
-        is_contiguous(view)) {  // the common case: one run, no allocation
+        view.contiguous()) {  // the common case: one run, no allocation
         elements_ = view.elements();
         run_ = Dimension{static_cast<std::int64_t>(elements_), 1, nullptr, false};
         return;

@@ -325,9 +325,9 @@ void Engine::close() {
     if (broken_) throw *broken_;
 }
 
-void Engine::count_tap(std::chrono::nanoseconds spent, std::uint64_t bytes) {
+void Engine::count_tap(std::uint64_t ticks, std::uint64_t bytes) {
     tap_calls_.fetch_add(1, std::memory_order_relaxed);
-    tap_nanoseconds_.fetch_add(static_cast<std::uint64_t>(spent.count()), std::memory_order_relaxed);
+    tap_ticks_.fetch_add(ticks, std::memory_order_relaxed);
     bytes_in_.fetch_add(bytes, std::memory_order_relaxed);
 }
 
@@ -349,7 +349,7 @@ Stats Engine::stats() const {
     stats.ring_bytes = ring_.block_count() * ring_.block_bytes();
     if (transfer_) stats.pinned_bytes = transfer_->pinned_bytes();
     stats.tap_calls = tap_calls_.load(std::memory_order_relaxed);
-    stats.tap_seconds = static_cast<double>(tap_nanoseconds_.load(std::memory_order_relaxed)) * 1e-9;
+    stats.tap_seconds = tick_clock_.seconds(tap_ticks_.load(std::memory_order_relaxed));
     return stats;
 }
 

@@ -34,10 +34,12 @@
 #include "core/error.hpp"
 #include "core/positions.hpp"
 #include "core/record.hpp"
+#include "core/record_form.hpp"
 #include "core/record_source.hpp"
 #include "core/shard_plan.hpp"
 #include "core/sink.hpp"
 #include "core/stats.hpp"
+#include "core/ticks.hpp"
 #include "core/worker.hpp"
 
 namespace nsf {
@@ -52,14 +54,6 @@ struct EngineOptions {
     Overflow overflow = Overflow::block;
     bool direct_io = true;
     CastRules cast_rules;
-};
-
-// Where a record comes from; with the stream it makes its name.
-struct Origin {
-    std::uint32_t stream = 0;
-    std::uint32_t prompt = 0;
-    std::uint32_t step = 0;
-    std::uint32_t call = 0;
 };
 
 class Engine {
@@ -78,6 +72,17 @@ class Engine {
     }
     // The same, of a tensor that the model computed as `computed` and that has been cast since.
     void submit(const Origin& origin, const Kept& kept, DType target, DType computed);
+
+    // Stores a small tensor of the host, with a note of intern()'s, if that can be done without waiting for anything:
+    // then it may be called with the GIL held, and costs a fraction of submit(). False: nothing was done, and
+    // submit() must be called.
+    bool try_submit(const RecordForm& form, const Origin& origin, const std::string* note,
+                    const std::byte* data);
+    // For try_submit(); none where the cast is none of single elements (to int8 with scales).
+    std::optional<RecordForm> form_of(std::uint32_t stream, DType computed, DType stored, const Shape& shape);
+    // The engine's own copy of a record's note, null for an empty one.
+    const std::string* intern(const std::string& note);
+
     // A forward pass has ended: what it left on devices is brought to the host in one batch for each of them.
     // Errors are kept for the next submit() or close(), so that they do not come out of the model's own call.
     void end_step();
@@ -96,7 +101,8 @@ class Engine {
     void before_replay(GraphSlots& slots, void* stream);
     void after_replay(GraphSlots& slots, void* stream);
 
-    void count_tap(std::chrono::nanoseconds spent, std::uint64_t bytes);
+    // ticks: of TickClock.
+    void count_tap(std::uint64_t ticks, std::uint64_t bytes);
 
     const EngineOptions& options() const { return options_; }
     const std::vector<Stream>& streams() const { return streams_; }
@@ -174,7 +180,8 @@ class Engine {
     std::atomic<bool> devices_used_{false};
 
     std::atomic<std::uint64_t> tap_calls_{0};
-    std::atomic<std::uint64_t> tap_nanoseconds_{0};
+    std::atomic<std::uint64_t> tap_ticks_{0};
+    const TickClock tick_clock_;
     std::atomic<std::uint64_t> bytes_in_{0};
 
     std::unique_ptr<Worker> worker_;  // last: it uses ring, transfer and sink

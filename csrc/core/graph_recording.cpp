@@ -8,8 +8,6 @@
 
 namespace nsf {
 
-using Clock = std::chrono::steady_clock;
-
 Engine& GraphRecording::engine() const {
     if (engine_ == nullptr) throw EngineError("the capture that recorded this CUDA graph has ended");
     return *engine_;
@@ -68,26 +66,24 @@ void GraphRecording::store(std::size_t first, std::size_t last, StepClock& clock
 }
 
 void GraphRecording::store_call(const Call& call, const Step& step, void* stream) {
-    const auto start = Clock::now();
+    const std::uint64_t start = TickClock::now();
     const TapPlace& tap = *call.tap;
-    const StepFacts& facts = tap.facts_of(step);
+    const auto slot_of = [&](const TapRule& rule) {
+        const DType dtype = slot_dtype(rule, call.computed);
+        TensorView slot = *std::find_if(call.slots.begin(), call.slots.end(),
+                                        [&](const TensorView& each) { return each.dtype == dtype; });
+        slot.stream = stream;
+        return slot;
+    };
     try {
-        for (const TapRule& rule : tap.rules) {
-            if (!rule.wants(facts, step.number)) continue;
-            const DType dtype = slot_dtype(rule, call.computed);
-            TensorView slot = *std::find_if(call.slots.begin(), call.slots.end(),
-                                            [&](const TensorView& each) { return each.dtype == dtype; });
-            slot.stream = stream;
-            const Kept kept = keep_positions(rule.positions, facts, std::move(slot), tap.sequence);
-            if (kept.nothing) continue;
-            const Origin origin{rule.stream, step.prompt, step.number, step.calls[tap.index] - 1};
+        apply_rules(tap, step, slot_of, [&](const TapRule& rule, const Origin& origin, const Kept& kept) {
             engine_->submit(origin, kept, rule.stored_as(call.computed), call.computed);
-        }
+        });
     } catch (const std::invalid_argument& error) {
         throw EngineError(tap.description +
                           ": the tensor of a CUDA graph cannot be captured: " + error.what());
     }
-    engine_->count_tap(Clock::now() - start, call.slots.front().elements() * item_size(call.computed));
+    engine_->count_tap(TickClock::since(start), call.slots.front().elements() * item_size(call.computed));
 }
 
 void GraphRecording::close() {

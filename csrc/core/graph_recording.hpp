@@ -12,7 +12,6 @@
 //   EngineError. The slots live as long as this, which must outlive the graph: replays write them even when nobody reads.
 #pragma once
 
-#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <functional>

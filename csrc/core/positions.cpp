@@ -21,7 +21,7 @@ std::optional<SequenceAxis> find_sequence_axis(const StepFacts& facts, const Sha
     const std::size_t rank = shape.size();
     SequenceAxis found;
     if (rank >= 3) {
-        found.axis = rank - (kind == SequenceKind::heads && rank > 3 ? 3 : 2);
+        found.axis = sequence_axis(kind, rank);
         found.rows = shape[0];
         found.length = shape[found.axis];
         found.of_this_pass = facts.known() && found.rows == facts.batch && found.length == facts.length;

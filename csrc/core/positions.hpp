@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "core/sequence_kind.hpp"
 #include "core/step_clock.hpp"
 #include "core/tensor_view.hpp"
 
@@ -21,15 +22,6 @@ struct PositionSpec {
     std::optional<std::int64_t> start;
     std::optional<std::int64_t> stop;
     std::int64_t step = 1;  // not 0
-};
-
-// What the rows of a tensor are, and on which axis they lie: the last but one, where nothing else is said.
-enum class SequenceKind : std::uint8_t {
-    pass,     // the positions of the pass
-    logits,   // the positions of the pass, or the last of them only (StepFacts::logits_kept)
-    heads,    // the positions of the pass, on the last axis but two: [batch, positions, heads, size]
-    cache,    // the positions of the whole cache, those of the pass at its end; all of them are kept
-    foreign,  // positions of another sequence, of which nothing is known; all of them are kept
 };
 
 // The part of a tensor that a record keeps.

@@ -20,6 +20,14 @@ struct Stream {
     bool is_indices = false;  // whole numbers that belong to the hook's other records: which keys they are of
 };
 
+// Where a record comes from; with the stream it makes its name.
+struct Origin {
+    std::uint32_t stream = 0;
+    std::uint32_t prompt = 0;
+    std::uint32_t step = 0;
+    std::uint32_t call = 0;
+};
+
 // shape and note point into tables that live as long as the engine and never move (interned, std::deque).
 struct Record {
     std::uint64_t sequence = 0;  // order of capture over the whole run

@@ -54,19 +54,24 @@ void StepClock::open(Step& step, Step::State state) {
     std::fill(step.calls.begin(), step.calls.end(), 0U);
     step.facts = StepFacts{};
     step.encoder_facts = StepFacts{};
+    step.notes.clear();
     step.encoder_ran = false;
 }
 
 std::uint32_t StepClock::begin(StepFacts facts, bool continues_encoder) {
     Step& step = mine();
     if (step.depth++ > 0) {
-        if (facts.known() && (step.facts.guessed || !step.facts.known())) step.facts = std::move(facts);
+        if (facts.known() && (step.facts.guessed || !step.facts.known())) {
+            step.facts = std::move(facts);
+            step.notes.clear();
+        }
         return step.number;
     }
     const bool goes_on = step.state == Step::State::outside_root && step.encoder_ran && continues_encoder;
     if (!goes_on) open(step, Step::State::inside_root);
     step.state = Step::State::inside_root;
     step.facts = std::move(facts);
+    step.notes.clear();
     return step.number;
 }
 
@@ -82,6 +87,7 @@ void StepClock::begin_encoder(StepFacts facts) {
     const bool again = step.state == Step::State::outside_root && step.encoder_ran;
     if (step.state == Step::State::none || again) open(step, Step::State::outside_root);
     step.encoder_facts = std::move(facts);
+    step.notes.clear();
     step.encoder_ran = true;
 }
 

@@ -15,6 +15,8 @@
 #include <mutex>
 #include <vector>
 
+#include "core/step_notes.hpp"
+
 namespace nsf {
 
 // What is known of a pass before it runs. 0 stands for unknown.
@@ -39,6 +41,7 @@ struct Step {
     std::uint32_t number = 0;
     StepFacts facts;
     StepFacts encoder_facts;
+    StepNotes notes;  // of these facts
     bool encoder_ran = false;
     std::vector<std::uint32_t> calls;  // for each tap, how often it has fired in this step
 };

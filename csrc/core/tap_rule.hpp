@@ -39,6 +39,23 @@ struct TapPlace {
     std::vector<TapRule> rules;
 
     const StepFacts& facts_of(const Step& step) const { return in_encoder ? step.encoder_facts : step.facts; }
+    // Whether every tensor is stored whole, once.
+    bool takes_everything() const {
+        return rules.size() == 1 && rules[0].positions.kind == PositionSpec::Kind::all &&
+               rules[0].phase == TapRule::Phase::both && rules[0].every == 1;
+    }
 };
+
+// Calls store(rule, origin, kept) for each rule that wants something of this call's tensor; view_of(rule) is the tensor.
+template <typename ViewOf, typename Store>
+void apply_rules(const TapPlace& tap, const Step& step, ViewOf view_of, Store store) {
+    const StepFacts& facts = tap.facts_of(step);
+    for (const TapRule& rule : tap.rules) {
+        if (!rule.wants(facts, step.number)) continue;
+        const Kept kept = keep_positions(rule.positions, facts, view_of(rule), tap.sequence);
+        if (kept.nothing) continue;
+        store(rule, Origin{rule.stream, step.prompt, step.number, step.calls[tap.index] - 1}, kept);
+    }
+}
 
 }  // namespace nsf

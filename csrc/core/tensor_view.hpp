@@ -28,6 +28,15 @@ struct TensorView {
         for (const std::int64_t size : shape) count *= static_cast<std::uint64_t>(size);
         return count;
     }
+    // Whether the elements stand one behind the other in C order.
+    bool contiguous() const {
+        std::int64_t expected = 1;
+        for (std::size_t axis = shape.size(); axis-- > 0;) {
+            if (shape[axis] != 1 && strides[axis] != expected) return false;
+            expected *= shape[axis];
+        }
+        return true;
+    }
 };
 
 // Keeps only some indices of one axis. `indices` holds `per_row` entries for each index of axis 0 (rows > 1:
