@@ -60,7 +60,7 @@ def main() -> int:
     settle_process(threads=2)
     from results import Results, parse_arguments
 
-    options = parse_arguments(__doc__.splitlines()[0], rounds=12)
+    options = parse_arguments(__doc__.splitlines()[0], rounds=8)
     import torch
     from generate_contestants import Scene, own_contestants, peer_contestants
     from harness import race

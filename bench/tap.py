@@ -204,7 +204,7 @@ def main() -> int:
                 bases=bases,
                 bare_pass_ms=bare_milliseconds(rows, passes),
             )
-    return results.finish(log=True)
+    return results.finish()
 
 
 if __name__ == "__main__":
