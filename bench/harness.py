@@ -1,8 +1,9 @@
 """What every benchmark shares: contestants, checked before they are timed, in rounds that alternate.
 
-A contestant's figure is the median of many short rounds with the 20th and 80th percentile. In each round all contestants
-run once, in an order that turns from round to round; a ratio is taken within a round, and its median and percentiles are
-of those. A contestant whose check fails gets no figure, and one that is not installed a row that says so.
+A contestant's figure is the median of many short rounds with the 20th and 80th percentile. In each round all
+contestants run once, in an order that turns from round to round; a ratio is taken within a round, and its median and
+percentiles are of those. A contestant whose check fails gets no figure, and one that is not installed a row that says
+so.
 """
 
 from __future__ import annotations
@@ -56,6 +57,10 @@ class Contestant:
     """Raises CheckError unless the contestant's work is right."""
     note: str = ""
     """What a reader must know to judge the row: that it hands over aliases, say."""
+    less: str | None = None
+    """The contestant whose work is in this one's too and is not what is asked: its own model without a capture."""
+    brings: int = 1
+    """How many things (tensors, say) one round brings, where a section compares the cost of one."""
 
 
 @dataclass
@@ -66,6 +71,8 @@ class Row:
     note: str = ""
     refused: str | None = None
     rounds: list[float] = field(default_factory=list, repr=False)
+    less: str | None = None
+    brings: int = 1
 
     def summary(self, scale: float, digits: int = 4) -> dict[str, Any]:
         return spread([value * scale for value in self.rounds], digits)
@@ -76,11 +83,11 @@ def missing(name: str, why: str) -> Row:
     return Row(name, refused=why)
 
 
-def timed(work: Callable[[], Any]) -> float:
+def timed(work: Callable[[], Any], clock: Callable[[], float] = time.perf_counter) -> float:
     """The seconds of one call."""
-    start = time.perf_counter()
+    start = clock()
     work()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def spread(values: Sequence[float], digits: int = 4) -> dict[str, Any]:
@@ -98,7 +105,7 @@ def race(contestants: Sequence[Contestant], *, rounds: int, warm_up: int = 1) ->
     """Checks every contestant, then times those that passed; one row each, in the order given."""
     rows, able = [], []
     for contestant in contestants:
-        row = Row(contestant.name, contestant.note)
+        row = Row(contestant.name, contestant.note, less=contestant.less, brings=contestant.brings)
         rows.append(row)
         try:
             contestant.check()
@@ -109,6 +116,8 @@ def race(contestants: Sequence[Contestant], *, rounds: int, warm_up: int = 1) ->
     for contestant, _ in able:
         for _ in range(warm_up):
             contestant.work()
+    gc.collect()
+    gc.freeze()  # models and libraries stand: searching them again before each short round takes longer than the round
     for number in range(rounds):
         turn = number // 2 % max(1, len(able))
         order = able[turn:] + able[:turn]
@@ -119,6 +128,7 @@ def race(contestants: Sequence[Contestant], *, rounds: int, warm_up: int = 1) ->
                 row.rounds.append(contestant.work())
             finally:
                 gc.enable()
+    gc.unfreeze()
     return rows
 
 
@@ -126,27 +136,38 @@ def row_named(rows: Sequence[Row], name: str) -> Row:
     return next(row for row in rows if row.name == name)
 
 
-def ratios(rows: Sequence[Row], base: str, less: str | None = None) -> dict[str, dict[str, Any]]:
-    """Of each row with figures to `base` in the same round; with `less`, of what each adds to that row's time.
+def floors(rows: Sequence[Row], less: str | None = None) -> set[str]:
+    """The rows that others' costs are counted from; they have no cost of their own."""
+    return {name for row in rows for name in (row.less, less) if name is not None}
 
-    Rounds in which the base adds nothing, by noise, are left out.
+
+def costs(rows: Sequence[Row], row: Row, less: str | None = None) -> list[float]:
+    """The seconds of one thing in each round, above the floor: the row's own `less`, or else the one given, if any."""
+    floor = row.less or less
+    off = row_named(rows, floor).rounds if floor is not None else [0.0] * len(row.rounds)
+    return [(value - under) / row.brings for value, under in zip(row.rounds, off, strict=True)]
+
+
+def ratios(rows: Sequence[Row], base: str, less: str | None = None) -> dict[str, dict[str, Any]]:
+    """Of each row's costs to those of `base` in the same round.
+
+    Rounds in which the base costs nothing, by noise, are left out.
     """
     bottom = row_named(rows, base)
-    floor = row_named(rows, less).rounds if less is not None else [0.0] * len(bottom.rounds)
     found = {}
     for row in rows:
-        if row.refused is not None or not bottom.rounds or row.name in (base, less):
+        if row.refused is not None or not bottom.rounds or row is bottom or row.name in floors(rows, less):
             continue
-        pairs = zip(row.rounds, bottom.rounds, floor, strict=True)
-        found[row.name] = spread([(value - off) / (one - off) for value, one, off in pairs if one > off])
+        pairs = zip(costs(rows, row, less), costs(rows, bottom, less), strict=True)
+        if quotients := [value / one for value, one in pairs if one > 0]:
+            found[row.name] = spread(quotients)
     return found
 
 
-def rises(rows: Sequence[Row], less: str, scale: float) -> dict[str, dict[str, Any]]:
-    """What each row adds to the time of the row `less` in the same round, times `scale`."""
-    floor = row_named(rows, less).rounds
+def rises(rows: Sequence[Row], less: str | None, scale: float) -> dict[str, dict[str, Any]]:
+    """Each row's costs, times `scale`."""
     return {
-        row.name: spread([(value - off) * scale for value, off in zip(row.rounds, floor, strict=True)])
+        row.name: spread([value * scale for value in costs(rows, row, less)])
         for row in rows
-        if row.refused is None and row.name != less
+        if row.refused is None and row.name not in floors(rows, less)
     }

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness import Row, ratios, rises
+from harness import Row, floors, ratios, rises
 from provenance import provenance
 
 
@@ -41,15 +41,17 @@ class Results:
         less: str | None = None,
         **facts: Any,
     ) -> dict[str, Any]:
-        """A section of raced rows, their seconds times `scale`; with `less`, what each adds to that row's.
+        """A section of raced rows, their seconds times `scale`; with `less`, what each adds to that row's, or to that
+        of the row which it names itself.
 
         `facts`: anything else that belongs to the section, `x` for its place on a line, say.
         """
-        added = rises(rows, less, scale) if less is not None else None
+        under = floors(rows, less)
+        added = rises(rows, less, scale) if under else None
         section: dict[str, Any] = {"name": name, "unit": unit, **facts, "rows": []}
         by_base = {base: ratios(rows, base, less) for base in bases}
         for row in rows:
-            if row.name == less:
+            if row.name in under:
                 continue
             entry: dict[str, Any] = {"name": row.name}
             if row.note:
