@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness import Row, ratios, rises
+from harness import Row, ratios, rises, spread
 from provenance import provenance
 
 
@@ -37,11 +37,13 @@ class Results:
         rows: list[Row],
         *,
         scale: float = 1.0,
+        amount: float | None = None,
         bases: tuple[str, ...] = (),
         less: str | None = None,
         **facts: Any,
     ) -> dict[str, Any]:
-        """A section of raced rows, their seconds times `scale`; with `less`, what each adds to that row's.
+        """A section of raced rows, their seconds times `scale`; with `amount`, that much a second; with `less`, what
+        each adds to that row's.
 
         `facts`: anything else that belongs to the section, `x` for its place on a line, say.
         """
@@ -57,7 +59,10 @@ class Results:
             if row.refused is not None:
                 entry["refused"] = row.refused
             else:
-                entry |= added[row.name] if added is not None else row.summary(scale)
+                if amount is not None:
+                    entry |= spread([amount / seconds for seconds in row.rounds])
+                else:
+                    entry |= added[row.name] if added is not None else row.summary(scale)
                 entry["ratio_to"] = {base: found[row.name] for base, found in by_base.items() if row.name in found}
             section["rows"].append(entry)
         self.sections.append(section)
