@@ -128,7 +128,6 @@ def opened_rows(run: RunFiles, rounds: int) -> list[Row]:
 def closing_rows(run: RunFiles, rounds: int) -> list[Row]:
     """The rest of what the end of a capture computes of its records, besides the metadata JSON."""
     import msgspec
-    from metadata_run import SHARD
     from neuroscope_fast.manifest import Checksums, Manifest, encode_index, encode_manifest
     from neuroscope_fast.reader import open_run
     from neuroscope_fast.report import render
@@ -136,7 +135,7 @@ def closing_rows(run: RunFiles, rounds: int) -> list[Row]:
     data = run.path.read_bytes()
     manifest: Manifest = open_run(run.folder).manifest
     sums = manifest.checksums.by_shard()
-    places = dict.fromkeys(sums[SHARD], SHARD)
+    places = {key: shard for shard, keys in sums.items() for key in keys}
     report = render(data)
 
     def check_report() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,13 @@ from neuroscope_fast.run_directory import RunDirectory
 HOOKS = 72
 HIDDEN = 2048
 PROMPT_TOKENS = 17
-SHARD = "activations-bfloat16-00000.safetensors"
+RECORDS_A_SHARD = 100_000
+"""About what the engine puts in one, whose header has at most 16 MiB."""
 METADATA = "activation_capture.json"
+
+
+def shard_of(step: int) -> str:
+    return f"activations-bfloat16-{step * HOOKS // RECORDS_A_SHARD:05d}.safetensors"
 
 
 def capture_of(count: int) -> ActivationCapture:
@@ -42,7 +48,7 @@ def capture_of(count: int) -> ActivationCapture:
                 step=step,
                 positions=[PROMPT_TOKENS - 1 + step] if step else list(range(PROMPT_TOKENS)),
                 source_dtype="float32",
-                data=DataRef(SHARD, tensor_key(hook, step)),
+                data=DataRef(shard_of(step), tensor_key(hook, step)),
             )
             for step in range(steps)
         ]
@@ -80,19 +86,23 @@ class RunFiles:
 def write_run(folder: Path, count: int) -> RunFiles:
 
     metadata = capture_of(count)
-    records = [record for each in metadata.activations.values() for record in each]
-    keys = [record.data.key for record in records if record.data is not None]
+    shapes: dict[str, dict[str, list[int]]] = {}
+    for records in metadata.activations.values():
+        for step, record in enumerate(records):
+            shapes.setdefault(shard_of(step), {})[tensor_key(record.hook_id, step)] = record.shape
     directory = RunDirectory(folder, METADATA, overwrite=True)
     directory.write(METADATA, encode_metadata(metadata))
-    size = write_shard(folder / SHARD, {record.data.key: record.shape for record in records if record.data})
-    directory.write(INDEX_FILE, encode_index(dict.fromkeys(keys, SHARD), size))
+    size = sum(write_shard(folder / shard, tensors) for shard, tensors in shapes.items())
+    places = {key: shard for shard, tensors in shapes.items() for key in tensors}
+    sums = {shard: {key: zlib.crc32(key.encode()) for key in tensors} for shard, tensors in shapes.items()}
+    directory.write(INDEX_FILE, encode_index(places, size))
     directory.write_manifest(
         Manifest(
             status="complete",
             created=metadata.timestamp,
             metadata_file=METADATA,
-            counters=Counters(records=len(records), bytes_written=size),
-            checksums=Checksums.of({SHARD: {key: number * 2654435761 % 2**32 for number, key in enumerate(keys)}}),
+            counters=Counters(records=len(places), bytes_written=size),
+            checksums=Checksums.of(sums),
         )
     )
     directory.release()
