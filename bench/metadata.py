@@ -221,7 +221,7 @@ def main() -> int:
     settle_process(threads=1)
     from results import Results, parse_arguments
 
-    options = parse_arguments(__doc__.splitlines()[0], rounds=15)
+    options = parse_arguments(__doc__.splitlines()[0], rounds=11)
     from metadata_run import write_run
 
     results = Results("metadata", "what a run's metadata costs to write and to open", options)
@@ -229,7 +229,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory(dir=options.folder, prefix="bench-metadata-") as folder:
             run = write_run(Path(folder) / "run", count)
             gc.freeze()  # millions of dicts stand ready, which no contestant's own collection should walk
-            measure(results, run, options.rounds if count < max(SIZES) else min(options.rounds, 5))
+            measure(results, run, options.rounds if count < max(SIZES) else min(options.rounds, 3))
             del run
             gc.unfreeze()
     return results.finish(log=True)
