@@ -1,4 +1,5 @@
-"""Pictures of benchmark results: bars for sections of rows, lines where sections have an `x`."""
+"""Pictures of benchmark results: bars for sections of rows, lines where sections have an `x`, and dots, a line of the
+picture for each section, where they have a `line`."""
 
 from __future__ import annotations
 
@@ -19,12 +20,15 @@ def draw(content: dict[str, Any], path: Path, *, log: bool = False) -> None:
     groups: dict[str, list[dict[str, Any]]] = {}
     for section in content["sections"]:
         groups.setdefault(section.get("panel", section["name"]), []).append(section)
+    heights = [_height(sections) for sections in groups.values()]
     figure, axes = pyplot.subplots(
-        len(groups), 1, figsize=(9, 1.2 + 2.9 * len(groups)), squeeze=False, layout="constrained"
+        len(groups), 1, figsize=(9, 1.2 + sum(heights)), height_ratios=heights, squeeze=False, layout="constrained"
     )
     for (name, sections), axis in zip(groups.items(), axes[:, 0], strict=True):
         if all("x" in section for section in sections):
             _lines(axis, sections, log=log)
+        elif all("line" in section for section in sections):
+            _dots(axis, sections, log=log)
         else:
             _bars(axis, sections, log=log)
         axis.set_title(name, loc="left", fontsize=10)
@@ -34,6 +38,30 @@ def draw(content: dict[str, Any], path: Path, *, log: bool = False) -> None:
     figure.supxlabel(f"{origin['cpu']}, {origin['cores']} cores; commit {origin['commit']}{quick}", fontsize=7)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
+
+
+def _height(sections: list[dict[str, Any]]) -> float:
+    """Inches: those of a panel with lines or a few bars, or more where many sections have a line each."""
+    return max(2.9, 0.8 + 0.24 * len(sections)) if all("line" in section for section in sections) else 2.9
+
+
+def _dots(axis: Any, sections: list[dict[str, Any]], *, log: bool) -> None:
+    series: dict[str, list[tuple[int, dict[str, Any]]]] = {}
+    for place, section in enumerate(sections):
+        for row in section["rows"]:
+            if "refused" not in row:
+                series.setdefault(row["name"], []).append((place, row))
+    for number, (name, points) in enumerate(series.items()):
+        middles = [row["median"] for _, row in points]
+        spread = [[row["median"] - row["p20"] for _, row in points], [row["p80"] - row["median"] for _, row in points]]
+        axis.errorbar(middles, [place for place, _ in points], xerr=spread, fmt="o", markersize=5, label=name,
+                      color=COLOURS[number % len(COLOURS)], alpha=0.9)  # fmt: skip
+    axis.set_yticks(range(len(sections)), [section["line"] for section in sections], fontsize=8)
+    axis.invert_yaxis()
+    axis.grid(axis="y", alpha=0.3)
+    axis.set_xlabel(sections[0]["unit"], fontsize=8)
+    axis.set_xscale("log") if log else axis.set_xlim(left=0)
+    axis.legend(fontsize=7)
 
 
 def _bars(axis: Any, sections: list[dict[str, Any]], *, log: bool) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness import Row, floors, ratios, rises
+from harness import Row, floors, ratios, rises, spread
 from provenance import provenance
 
 
@@ -37,12 +37,13 @@ class Results:
         rows: list[Row],
         *,
         scale: float = 1.0,
+        amount: float | None = None,
         bases: tuple[str, ...] = (),
         less: str | None = None,
         **facts: Any,
     ) -> dict[str, Any]:
-        """A section of raced rows, their seconds times `scale`; with `less`, what each adds to that row's, or to that
-        of the row which it names itself.
+        """A section of raced rows, their seconds times `scale`; with `amount`, that much a second; with `less`, what
+        each adds to that row's, or to that of the row which it names itself.
 
         `facts`: anything else that belongs to the section, `x` for its place on a line, say.
         """
@@ -59,7 +60,10 @@ class Results:
             if row.refused is not None:
                 entry["refused"] = row.refused
             else:
-                entry |= added[row.name] if added is not None else row.summary(scale)
+                if amount is not None:
+                    entry |= spread([amount / seconds for seconds in row.rounds])
+                else:
+                    entry |= added[row.name] if added is not None else row.summary(scale)
                 entry["ratio_to"] = {base: found[row.name] for base, found in by_base.items() if row.name in found}
             section["rows"].append(entry)
         self.sections.append(section)

@@ -63,6 +63,19 @@ def test_what_is_no_float_is_not_cast(source: torch.dtype) -> None:
         _core.cast(torch.ones(3).to(source), "bfloat16")
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_cast_into_given_memory(dtype: str) -> None:
+    x = torch.randn(7, 5, 33, generator=torch.Generator().manual_seed(1)).transpose(0, 1)
+    data, scales = _core.cast(x, dtype)
+    out = bytearray(len(data))
+    assert _core.cast_into(x, dtype, out) == scales
+    assert out == data
+    with pytest.raises(ValueError, match=f"takes {len(data)} bytes"):
+        _core.cast_into(x, dtype, bytearray(len(data) + 1))
+    with pytest.raises(BufferError):
+        _core.cast_into(x, dtype, bytes(len(data)))
+
+
 def quantised(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     data, scales = _core.cast(tensor, "int8")
     rows = tensor.shape[:-1]

@@ -115,6 +115,13 @@ def cast(
     e5m2_saturates: bool = False,
     tensor_access: str = "automatic",
 ) -> tuple[bytes, bytes]: ...
+def cast_into(
+    tensor: Any,
+    dtype: str,
+    out: Any,
+    e4m3_saturates: bool = True,
+    e5m2_saturates: bool = False,
+) -> bytes: ...
 def head_reduce(
     tensor: Any,
     head_axis: int,
