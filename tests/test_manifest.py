@@ -20,6 +20,7 @@ from neuroscope_fast.manifest import (
     encode_manifest,
     manifest_schema,
     replace_file,
+    replace_files,
 )
 from run_writer import RunWriter
 
@@ -124,6 +125,28 @@ def test_a_file_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         replace_file(file, b"newer")
     assert file.read_bytes() == b"new"
     assert os.listdir(tmp_path) == ["capture.json"]
+
+
+def test_files_are_replaced_together_and_the_one_that_fails_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace_files(tmp_path, {"a": b"1", "b": b"2", "c": b""})
+    assert {name: (tmp_path / name).read_bytes() for name in "abc"} == {"a": b"1", "b": b"2", "c": b""}
+    replace, replaced = os.replace, []
+
+    def fails_at_b(source: Path, target: Path) -> None:
+        if target.name == "b":
+            raise OSError(5, "Input/output error")
+        replace(source, target)
+        replaced.append(target.name)
+
+    monkeypatch.setattr(os, "replace", fails_at_b)
+    with pytest.raises(OSError, match="Input/output error") as failure:
+        replace_files(tmp_path, {"a": b"3", "b": b"4", "c": b"5"})
+    assert failure.value.filename == str(tmp_path / "b")
+    assert replaced == ["a"]
+    assert {name: (tmp_path / name).read_bytes() for name in "abc"} == {"a": b"3", "b": b"2", "c": b""}
+    assert sorted(os.listdir(tmp_path)) == ["a", "b", "c"]
 
 
 def test_what_is_no_manifest() -> None:

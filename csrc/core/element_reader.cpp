@@ -21,7 +21,8 @@ ElementReader::ElementReader(const TensorView& view, const Selection* selection,
         }
     }
     const std::size_t rank = view.shape.size();
-    if (selection != nullptr) {
+    selects_ = selection != nullptr;
+    if (selects_) {
         table_.reserve(selection->indices.size());
         for (const std::int64_t index : selection->indices)
             table_.push_back(index * view.strides[selection->axis]);
@@ -105,10 +106,12 @@ void ElementReader::next_run() {
     ++run_number_;
     run_position_ = 0;
     for (std::size_t i = outer_.size(); i-- > 0;) {
+        run_offset_ += outer_[i].stride;
         if (++index_[i] < outer_[i].size) break;
+        run_offset_ -= outer_[i].stride * outer_[i].size;
         index_[i] = 0;
     }
-    run_offset_ = outer_offset();
+    if (selects_) run_offset_ = outer_offset();
 }
 
 const std::vector<float>& ElementReader::row_scales() {

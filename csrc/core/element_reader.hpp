@@ -48,6 +48,7 @@ class ElementReader {
     std::size_t target_size_;
     DType source_;
     bool quantizes_;
+    bool selects_ = false;  // offsets on one axis come from a table
     CastFunction cast_ = nullptr;
     StridedCastFunction strided_cast_ = nullptr;
 

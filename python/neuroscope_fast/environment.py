@@ -25,6 +25,11 @@ def package_version(name: str) -> str | None:
 
 def versions() -> dict[str, str | None]:
     """The versions that a run's numbers depend on."""
+    return dict(_versions())
+
+
+@functools.cache  # reading the packages' files takes longer than the rest of a capture's start
+def _versions() -> dict[str, str | None]:
     found = {name: package_version(name) for name in _PACKAGES}
     return {
         "neuroscope_fast": package_version("neuroscope-fast"),

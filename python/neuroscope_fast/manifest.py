@@ -192,19 +192,32 @@ def manifest_schema() -> dict[str, Any]:
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Writes `path` so that a reader, or a crash, finds the old bytes or the new ones. Raises OSError."""
-    beside = path.with_name(path.name + ".tmp")
+    """`replace_files` of one."""
+    replace_files(path.parent, {path.name: data})
+
+
+def replace_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Writes files of a folder so that a reader, or a crash, finds of each the old bytes or the new ones. All are durable
+    on return, for the price of one synchronisation of the folder. Raises OSError whose `filename` is the file's.
+    """
+    at = folder
+    beside = {folder / name: folder / f"{name}.tmp" for name in files}
     try:
-        with open(beside, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except OSError:
-        beside.unlink(missing_ok=True)
+        for at, data in zip(beside, files.values(), strict=True):
+            with open(beside[at], "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        for at, temporary in beside.items():
+            os.replace(temporary, at)
+        at = folder
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        for temporary in beside.values():
+            temporary.unlink(missing_ok=True)
+        error.filename, error.filename2 = os.fspath(at), None
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -7,11 +7,11 @@ import fcntl
 import os
 import re
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from .errors import CaptureError, OptionError, RunError
-from .manifest import INDEX_FILE, MANIFEST_FILE, Manifest, decode_manifest, encode_manifest, replace_file
+from .manifest import INDEX_FILE, MANIFEST_FILE, Manifest, decode_manifest, encode_manifest, replace_files
 
 _SHARD = re.compile(r"activations-\w+-\d+\.safetensors(\.partial|\.journal)?")
 _ANALYSIS_NAME = re.compile(r"\w[\w.\-]{0,99}")
@@ -105,14 +105,14 @@ class RunDirectory:
 
     def write_manifest(self, manifest: Manifest) -> None:
         """Replace `capture.json` in one step."""
-        self.write(MANIFEST_FILE, encode_manifest(manifest))
+        self.write({MANIFEST_FILE: encode_manifest(manifest)})
 
-    def write(self, name: str, data: bytes) -> None:
-        """Replace a file of the run in one step. Raises CaptureError."""
+    def write(self, files: Mapping[str, bytes]) -> None:
+        """Replace files of the run, each in one step. Raises CaptureError."""
         try:
-            replace_file(self.path / name, data)
+            replace_files(self.path, files)
         except OSError as error:
-            raise CaptureError(f"cannot write {self.path / name}: {error.strerror}") from error
+            raise CaptureError(f"cannot write {error.filename}: {error.strerror}") from error
 
     def published(self, shard: str) -> bool:
         """Whether a shard has its final name."""

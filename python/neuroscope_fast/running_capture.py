@@ -243,10 +243,14 @@ class RunningCapture:
         from .report import render
 
         encoded = encode_metadata(metadata)
-        directory.write(self._metadata_file, encoded)
-        directory.write(report_file_name(self._metadata_file), render(encoded).encode())
-        directory.write(INDEX_FILE, encode_index(collected.weight_map, collected.total_size))
-        directory.write_manifest(self.manifest)
+        directory.write(
+            {
+                self._metadata_file: encoded,
+                report_file_name(self._metadata_file): render(encoded).encode(),
+                INDEX_FILE: encode_index(collected.weight_map, collected.total_size),
+            }
+        )
+        directory.write_manifest(self.manifest)  # last: it says of the others that they are whole
         directory.remove_journals(collected.checksums)
 
     def warn(self) -> None:
