@@ -91,11 +91,11 @@ def write_run(folder: Path, count: int) -> RunFiles:
         for step, record in enumerate(records):
             shapes.setdefault(shard_of(step), {})[tensor_key(record.hook_id, step)] = record.shape
     directory = RunDirectory(folder, METADATA, overwrite=True)
-    directory.write(METADATA, encode_metadata(metadata))
+    directory.write({METADATA: encode_metadata(metadata)})
     size = sum(write_shard(folder / shard, tensors) for shard, tensors in shapes.items())
     places = {key: shard for shard, tensors in shapes.items() for key in tensors}
     sums = {shard: {key: zlib.crc32(key.encode()) for key in tensors} for shard, tensors in shapes.items()}
-    directory.write(INDEX_FILE, encode_index(places, size))
+    directory.write({INDEX_FILE: encode_index(places, size)})
     directory.write_manifest(
         Manifest(
             status="complete",

@@ -197,8 +197,8 @@ def replace_file(path: Path, data: bytes) -> None:
 
 
 def replace_files(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Writes files of a folder so that a reader, or a crash, finds of each the old bytes or the new ones. All are durable
-    on return, for the price of one synchronisation of the folder. Raises OSError whose `filename` is the file's.
+    """Writes files of a folder so that a reader, or a crash, finds of each the old bytes or the new ones. All are
+    durable on return, for the price of one synchronisation of the folder. Raises OSError whose `filename` is the file's.
     """
     at = folder
     beside = {folder / name: folder / f"{name}.tmp" for name in files}
