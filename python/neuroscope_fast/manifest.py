@@ -198,7 +198,7 @@ def replace_file(path: Path, data: bytes) -> None:
 
 def replace_files(folder: Path, files: Mapping[str, bytes]) -> None:
     """Writes files of a folder so that a reader, or a crash, finds of each the old bytes or the new ones. All are
-    durable on return, for the price of one synchronisation of the folder. Raises OSError whose `filename` is the file's.
+    durable on return, for the price of one synchronisation of the folder. Raises OSError with the `filename`.
     """
     at = folder
     beside = {folder / name: folder / f"{name}.tmp" for name in files}
