@@ -151,6 +151,22 @@ class Place:
         return [rows.get(each.name) or missing(each.name, "the file system has no O_DIRECT") for each in wanted]
 
 
+def first_capture() -> list[Row]:
+    """What resident memory the first capture of a process takes for modules that are only imported then."""
+    import neuroscope_fast as nsf
+    import torch
+    from stack import Stack
+    from watch import Watch
+
+    model, x = Stack(1), torch.randn(1, 1, 64)
+    rows = []
+    for name in ("first capture of the process", "second capture"):
+        with Watch() as watch, nsf.capture(model, ["layers.*:residual"]):
+            model(x)
+        rows.append(Row(name, rounds=[watch.peak_mib]))
+    return rows
+
+
 def in_rates(rows: list[Row], stored: int) -> list[Row]:
     """Seconds as GB/s, so that higher is better and a ratio to a row is a part of its rate."""
     for row in rows:
@@ -209,6 +225,7 @@ def main() -> int:
     if memory.is_dir() and shutil.disk_usage(memory).free > 2 * fewer.stored:
         places.append(("float32, /dev/shm", memory, fewer))
     with torch.inference_mode():
+        results.add("a capture of one small tensor: peak resident memory above the model's", "MiB", first_capture())
         for name, folder, each in places:
             # Where memory is the disk, a page cache write and an O_DIRECT one are the same, so neither is shortened.
             add_place(results, name, Place(folder, each), options.rounds, 1 if folder == memory else share)
