@@ -32,7 +32,8 @@ BlockRing::BlockRing(std::size_t ring_bytes, std::size_t block_bytes)
       blocks_(arena_bytes_ / block_bytes),
       usable_(blocks_.size()),
       free_(blocks_.size()),
-      full_(blocks_.size() + 1) {
+      full_(blocks_.size() + 1),
+      checked_(blocks_.size() + 1) {
     // Anonymous memory costs nothing until a block is first used: a small capture touches a few blocks only.
     void* memory = mmap(nullptr, arena_bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED) throw std::bad_alloc();
@@ -57,21 +58,31 @@ Block& BlockRing::acquire() {
     return blocks_[free_.pop()];
 }
 
-void BlockRing::submit(Block& block) { full_.push(static_cast<std::uint32_t>(&block - blocks_.data())); }
+void BlockRing::submit(Block& block) { full_.push(index_of(block)); }
 
 void BlockRing::stop() { full_.push(stop_index); }
 
-Block* BlockRing::next() {
-    const std::uint32_t index = full_.pop();
-    return index == stop_index ? nullptr : &blocks_[index];
-}
+Block* BlockRing::next() { return block_at(full_.pop()); }
+
+void BlockRing::hand_on(Block& block) { checked_.push(index_of(block)); }
+
+void BlockRing::stop_checked() { checked_.push(stop_index); }
+
+Block* BlockRing::next_checked() { return block_at(checked_.pop()); }
 
 void BlockRing::recycle(Block& block) {
     block.used = 0;
     block.carried = 0;
+    block.sound = true;
     block.segments.clear();
     block.pending.clear();
-    free_.push(static_cast<std::uint32_t>(&block - blocks_.data()));
+    free_.push(index_of(block));
 }
+
+std::uint32_t BlockRing::index_of(const Block& block) const {
+    return static_cast<std::uint32_t>(&block - blocks_.data());
+}
+
+Block* BlockRing::block_at(std::uint32_t index) { return index == stop_index ? nullptr : &blocks_[index]; }
 
 }  // namespace nsf
