@@ -24,6 +24,9 @@ std::size_t count_blocks(std::size_t ring_bytes, std::size_t block_bytes) {
 
 constexpr std::uint32_t stop_index = 0xFFFFFFFFU;
 
+// With smaller blocks, one that is used for the first time would take memory for its neighbours too.
+constexpr std::size_t huge_page_bytes = std::size_t{2} << 20;
+
 }  // namespace
 
 BlockRing::BlockRing(std::size_t ring_bytes, std::size_t block_bytes)
@@ -38,6 +41,10 @@ BlockRing::BlockRing(std::size_t ring_bytes, std::size_t block_bytes)
     void* memory = mmap(nullptr, arena_bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED) throw std::bad_alloc();
     arena_ = static_cast<std::byte*>(memory);
+#ifdef MADV_HUGEPAGE
+    // Fewer pages to fault in, to find, and to hold during a direct write. Advice: a system without them says no.
+    if (block_bytes_ >= huge_page_bytes) madvise(memory, arena_bytes_, MADV_HUGEPAGE);
+#endif
     for (std::size_t i = 0; i < blocks_.size(); ++i) blocks_[i].data = arena_ + i * block_bytes_;
 }
 
