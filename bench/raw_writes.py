@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 from harness import CheckError
@@ -13,8 +14,13 @@ BLOCK_BYTES = 4 << 20
 
 
 def aligned_copy(data: memoryview) -> mmap.mmap:
-    """The bytes in memory that O_DIRECT takes: page-aligned and, as a capture's ring is, private and anonymous."""
+    """The bytes in memory that O_DIRECT takes: page-aligned and, as a capture's ring is, private, anonymous, and on
+    huge pages where the system has them, without which the rate would not be the highest there is.
+    """
     memory = mmap.mmap(-1, data.nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):
+            memory.madvise(mmap.MADV_HUGEPAGE)
     memory[:] = data.cast("B")
     return memory
 
