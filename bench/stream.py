@@ -4,7 +4,7 @@ Modules that compute nothing hand on a tensor of a prefill's size, and a capture
 float32 as it is, and float32 stored as bfloat16. Beside it stand plain sequential writes of blocks that are ready in
 memory: O_DIRECT with one and with two writes under way (the ceiling), and through the page cache. All take turns; fsync
 counts everywhere, and what a round wrote is removed after it. How far resident memory rises above the model's, and the
-CPU time of writer thread and taps, come from the same rounds. --folder chooses the disk; needs 10 GB there and 5 GB of
+CPU time of the taps and of the threads behind them, come from the same rounds. --folder chooses the disk; needs 10 GB there and 5 GB of
 /dev/shm. Run: python bench/stream.py
 """
 
@@ -200,7 +200,9 @@ def add_place(results: Any, name: str, place: Place, rounds: int, share: int) ->
     gigabytes = place.load.stored / 1e9
     cpu = []
     for row in kept:
-        cpu.append(Row(f"{row.name}: writer", rounds=[each.others / gigabytes for each in watches[row.name]]))
+        cpu.append(
+            Row(f"{row.name}: checks and writes", rounds=[each.others / gigabytes for each in watches[row.name]])
+        )
         cpu.append(Row(f"{row.name}: taps", rounds=[each.own_thread / gigabytes for each in watches[row.name]]))
     if place.watches.get(ONE):
         cpu.append(Row(ONE, rounds=[each.own_thread / gigabytes for each in place.watches[ONE]]))

@@ -36,7 +36,7 @@ class Watch:
     """Watches this process for the length of a `with` block, from a thread of its own that wakes every few ms.
 
     The thread's own CPU time is left out of the figures. `others` is the CPU time of all threads but the one that
-    entered the block: of a capture's writer thread, where nothing else runs.
+    entered the block: of the threads behind a capture's ring, where nothing else runs.
     """
 
     def __init__(self, interval: float = 0.01):

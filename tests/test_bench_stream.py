@@ -41,5 +41,5 @@ def test_a_quick_run(tmp_path: Path) -> None:
         memory = sections[f"{name}: peak resident memory above the model's"]["rows"]
         assert [row["name"] for row in memory] == list(captured)
         cpu = {row["name"] for row in sections[f"{name}: CPU time"]["rows"] if row["median"] >= 0}
-        assert {f"{row}: {part}" for row in captured for part in ("writer", "taps")} <= cpu
+        assert {f"{row}: {part}" for row in captured for part in ("checks and writes", "taps")} <= cpu
     assert list(folder.iterdir()) == []
