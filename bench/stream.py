@@ -4,8 +4,8 @@ Modules that compute nothing hand on a tensor of a prefill's size, and a capture
 float32 as it is, and float32 stored as bfloat16. Beside it stand plain sequential writes of blocks that are ready in
 memory: O_DIRECT with one and with two writes under way (the ceiling), and through the page cache. All take turns; fsync
 counts everywhere, and what a round wrote is removed after it. How far resident memory rises above the model's, and the
-CPU time of the taps and of the threads behind them, come from the same rounds. --folder chooses the disk; needs 10 GB there and 5 GB of
-/dev/shm. Run: python bench/stream.py
+CPU time of the taps and of the threads behind them, come from the same rounds. --folder chooses the disk; needs 10 GB
+there and 5 GB of /dev/shm. Run: python bench/stream.py
 """
 
 from __future__ import annotations
