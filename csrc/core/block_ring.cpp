@@ -24,6 +24,9 @@ std::size_t count_blocks(std::size_t ring_bytes, std::size_t block_bytes) {
 
 constexpr std::uint32_t stop_index = 0xFFFFFFFFU;
 
+// With smaller blocks, one that is used for the first time would take memory for its neighbours too.
+constexpr std::size_t huge_page_bytes = std::size_t{2} << 20;
+
 }  // namespace
 
 BlockRing::BlockRing(std::size_t ring_bytes, std::size_t block_bytes)
@@ -32,11 +35,16 @@ BlockRing::BlockRing(std::size_t ring_bytes, std::size_t block_bytes)
       blocks_(arena_bytes_ / block_bytes),
       usable_(blocks_.size()),
       free_(blocks_.size()),
-      full_(blocks_.size() + 1) {
+      full_(blocks_.size() + 1),
+      checked_(blocks_.size() + 1) {
     // Anonymous memory costs nothing until a block is first used: a small capture touches a few blocks only.
     void* memory = mmap(nullptr, arena_bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED) throw std::bad_alloc();
     arena_ = static_cast<std::byte*>(memory);
+#ifdef MADV_HUGEPAGE
+    // Fewer pages to fault in, to find, and to hold during a direct write. Advice: a system without them says no.
+    if (block_bytes_ >= huge_page_bytes) madvise(memory, arena_bytes_, MADV_HUGEPAGE);
+#endif
     for (std::size_t i = 0; i < blocks_.size(); ++i) blocks_[i].data = arena_ + i * block_bytes_;
 }
 
@@ -57,21 +65,31 @@ Block& BlockRing::acquire() {
     return blocks_[free_.pop()];
 }
 
-void BlockRing::submit(Block& block) { full_.push(static_cast<std::uint32_t>(&block - blocks_.data())); }
+void BlockRing::submit(Block& block) { full_.push(index_of(block)); }
 
 void BlockRing::stop() { full_.push(stop_index); }
 
-Block* BlockRing::next() {
-    const std::uint32_t index = full_.pop();
-    return index == stop_index ? nullptr : &blocks_[index];
-}
+Block* BlockRing::next() { return block_at(full_.pop()); }
+
+void BlockRing::hand_on(Block& block) { checked_.push(index_of(block)); }
+
+void BlockRing::stop_checked() { checked_.push(stop_index); }
+
+Block* BlockRing::next_checked() { return block_at(checked_.pop()); }
 
 void BlockRing::recycle(Block& block) {
     block.used = 0;
     block.carried = 0;
+    block.sound = true;
     block.segments.clear();
     block.pending.clear();
-    free_.push(static_cast<std::uint32_t>(&block - blocks_.data()));
+    free_.push(index_of(block));
 }
+
+std::uint32_t BlockRing::index_of(const Block& block) const {
+    return static_cast<std::uint32_t>(&block - blocks_.data());
+}
+
+Block* BlockRing::block_at(std::uint32_t index) { return index == stop_index ? nullptr : &blocks_[index]; }
 
 }  // namespace nsf

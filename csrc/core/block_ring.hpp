@@ -1,15 +1,17 @@
-// The host ring: a fixed arena of aligned blocks that travel in a circle between the taps and the writer.
+// The host ring: a fixed arena of aligned blocks that travel in a circle between the taps, the checker and the writer.
 //
 // Life of a block
 //   fresh    never used: its memory has not been touched yet, and is taken only when no used block is free. A writer that
 //            keeps up so works with a few blocks, warm in the cache, and the rest of the ring costs no memory.
 //   free     in free_; nobody looks at it.
-//   filling  taken by acquire(); the producer (whoever holds the engine's producer mutex) writes bytes and
-//   segments. full     in full_, after submit(); only the writer thread reads it. free     again, after
-//   recycle() by the writer.
+//   filling  taken by acquire(); the producer (whoever holds the engine's producer mutex) writes bytes and segments.
+//   full     in full_, after submit(); only the checking thread looks at it, and makes its bytes and segments whole.
+//   checked  in checked_, after hand_on(); only the writer thread reads it.
+//   free     again, after recycle() by the writer.
 //
 // Contract
-//   Producer: acquire(), submit(), stop(); one thread at a time. Writer: next(), recycle(); one thread.
+//   Producer: acquire(), submit(), stop(); one thread at a time. Checker: next(), hand_on(), stop_checked(); one thread.
+//   Writer:   next_checked(), recycle(); one thread. A single thread may be both and recycle what next() gave it.
 //   Full:     no block is free. acquire() waits; free_blocks(), which only grows for the producer, says so
 //   beforehand. A block's fields are plain: handing its index through a queue orders every access.
 #pragma once
@@ -56,9 +58,11 @@ struct Block {
     std::uint64_t offset = 0;  // of data[0] from the data start; a multiple of `alignment`
     std::size_t used = 0;
     std::size_t carried =
-        0;  // bytes at the front that the lane's previous block ended with; filled in by the writer
+        0;  // bytes at the front that the lane's previous block ended with; filled in by the checker
     std::vector<Segment> segments;
     std::vector<PendingCopy> pending;  // at most one a device: a later copy implies the earlier ones
+    // Written by the checker:
+    bool sound = true;  // neither this block nor one before it failed there
 };
 
 class BlockRing {
@@ -88,10 +92,17 @@ class BlockRing {
 
     // The next full block, or nullptr once stop() was called and everything before it was returned.
     Block* next();
+    void hand_on(Block& block);
+    void stop_checked();
+
+    // The next block that was handed on, or nullptr once stop_checked() was called and all of them were returned.
+    Block* next_checked();
     void recycle(Block& block);
 
   private:
     std::size_t fresh_blocks() const { return usable_ - touched_; }
+    std::uint32_t index_of(const Block& block) const;
+    Block* block_at(std::uint32_t index);
 
     std::size_t block_bytes_;
     std::byte* arena_ = nullptr;
@@ -101,6 +112,7 @@ class BlockRing {
     std::size_t touched_ = 0;  // blocks before this one have been used; the producer's own
     IndexQueue<> free_;
     IndexQueue<> full_;
+    IndexQueue<> checked_;
 };
 
 }  // namespace nsf

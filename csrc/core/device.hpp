@@ -1,7 +1,7 @@
 // What the engine asks of memory that the host cannot read. csrc/cuda answers; core knows no device.
 //
 // Contract
-//   A DeviceTransfer belongs to one engine. wait() is called by the writer thread, at any time, the counters by anyone,
+//   A DeviceTransfer belongs to one engine. wait() is called by the checking thread, at any time, the counters by anyone,
 //   and everything else under the engine's producer mutex.
 //   Bytes on their way from a device reach a block of the ring some time after the call that sent them. Until
 //   settle(block) they may not even be under way; after it, block.pending names every copy that must be waited

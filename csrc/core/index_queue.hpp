@@ -3,7 +3,7 @@
 // Contract
 //   Who writes:  push() is called by one thread at a time, pop(), try_pop() by one thread at a time. "At a
 //   time" is the
-//                callers' business (the engine's producer mutex, the one writer thread).
+//                callers' business (the engine's producer mutex, the one checking or writer thread).
 //   Capacity:    a power of two fixed at construction, at most half the range of Position, so that
 //                tail - head is the fill level even after the positions have wrapped around.
 //   Full:        a push onto a full queue is a programming error (the ring holds fewer blocks than the queue

@@ -11,8 +11,35 @@
 
 namespace nsf {
 
+namespace {
+
+// Signals belong to the interpreter's main thread.
+void block_signals() {
+    sigset_t all;
+    sigfillset(&all);
+    pthread_sigmask(SIG_BLOCK, &all, nullptr);
+}
+
+}  // namespace
+
+Worker::Worker(BlockRing& ring, Sink& sink, DeviceTransfer* transfer)
+    : ring_(ring), sink_(sink), transfer_(transfer), writer_([this] { write(); }) {
+    try {
+        checker_ = std::thread([this] { check(); });
+    } catch (...) {
+        ring_.stop_checked();
+        writer_.join();
+        throw;
+    }
+}
+
 Worker::~Worker() {
-    if (thread_.joinable()) thread_.join();
+    if (checker_.joinable()) join();
+}
+
+void Worker::join() {
+    checker_.join();
+    writer_.join();
 }
 
 std::optional<EngineError> Worker::failure() const {
@@ -28,10 +55,12 @@ void Worker::fail(const EngineError& error) {
     failed_.store(true, std::memory_order_release);  // pairs with the acquire in failed()
 }
 
+// Whether the action came to its end.
 template <typename Action>
-void Worker::guarded(Action action) {
+bool Worker::guarded(Action action) {
     try {
         action();
+        return true;
     } catch (const EngineError& error) {
         fail(error);
     } catch (const std::bad_alloc&) {
@@ -39,6 +68,7 @@ void Worker::guarded(Action action) {
     } catch (const std::exception& error) {
         fail(EngineError(std::string("the writer thread failed: ") + error.what()));
     }
+    return false;
 }
 
 // Makes the block's bytes whole.
@@ -50,7 +80,7 @@ void Worker::receive(Block& block) {
     std::memcpy(tail.data(), block.data + block.used - unaligned, unaligned);
 }
 
-void Worker::process(Block& block) {
+void Worker::compute_checksums(Block& block) {
     std::uint32_t& crc = crc_[static_cast<std::size_t>(block.dtype)];
     for (Segment& segment : block.segments) {
         crc = crc32c(crc, block.data + segment.begin, segment.size);
@@ -58,6 +88,23 @@ void Worker::process(Block& block) {
         segment.record.crc = crc;
         crc = 0;
     }
+}
+
+void Worker::check() {
+    block_signals();
+    bool sound = true;
+    while (Block* block = ring_.next()) {
+        // Waited for even after a failure: the copies must not arrive in a block that is used again.
+        if (!guarded([&] { receive(*block); })) sound = false;
+        // Once the writer has failed nothing is written any more, so nothing needs checking.
+        if (sound && !failed()) compute_checksums(*block);
+        block->sound = sound;
+        ring_.hand_on(*block);
+    }
+    ring_.stop_checked();
+}
+
+void Worker::store(Block& block) {
     sink_.write(block);
     std::uint64_t bytes = 0;
     for (Segment& segment : block.segments) {
@@ -70,15 +117,12 @@ void Worker::process(Block& block) {
     bytes_written_.fetch_add(bytes, std::memory_order_relaxed);
 }
 
-void Worker::run() {
-    // Signals belong to the interpreter's main thread.
-    sigset_t all;
-    sigfillset(&all);
-    pthread_sigmask(SIG_BLOCK, &all, nullptr);
-    while (Block* block = ring_.next()) {
-        // Waited for even after a failure: the copies must not arrive in a block that is used again.
-        guarded([&] { receive(*block); });
-        if (!failed()) guarded([&] { process(*block); });
+void Worker::write() {
+    block_signals();
+    // Not failed(): blocks that went through before the checker failed are still written.
+    bool writing = true;
+    while (Block* block = ring_.next_checked()) {
+        writing = writing && block->sound && guarded([&] { store(*block); });
         ring_.recycle(*block);
     }
     guarded([&] { sink_.close(); });

@@ -1,12 +1,13 @@
-// The writer thread: takes full blocks from the ring, computes checksums, hands bytes and whole records to
-// the sink.
+// What stands behind the ring: a thread that checks full blocks, that is, computes checksums, and one that hands bytes
+// and whole records to the sink, so that one block is checked while another is on its way to the disk.
 //
 // Contract
-//   A block whose bytes come from a device is read once every copy into it has arrived. A block that goes on in
+//   A block whose bytes come from a device is checked once every copy into it has arrived. A block that goes on in
 //   the middle of the lane's last aligned piece gets the front of that piece from here (Block::carried).
-//   The thread never touches Python and never throws out of itself: its first error is kept in failure(),
-//   after which it recycles blocks unwritten, so that no producer waits for ever, and still lets the sink
-//   publish what is whole. join() waits for the end of the ring (BlockRing::stop()). The log may be read by
+//   Blocks are written in the order in which they were submitted, and the writer thread alone uses the sink. Neither
+//   thread touches Python or throws out of itself: the first error of the two is kept in failure(). Blocks from the one
+//   that failed on are recycled unwritten, so that no producer waits for ever; those before it are written, and the sink
+//   still publishes what is whole. join() waits for the end of the ring (BlockRing::stop()). The log may be read by
 //   anyone, at any time.
 #pragma once
 
@@ -50,13 +51,12 @@ class RecordLog {
 class Worker {
   public:
     // transfer: for blocks with pending copies; null where there are none.
-    Worker(BlockRing& ring, Sink& sink, DeviceTransfer* transfer = nullptr)
-        : ring_(ring), sink_(sink), transfer_(transfer), thread_([this] { run(); }) {}
+    Worker(BlockRing& ring, Sink& sink, DeviceTransfer* transfer = nullptr);
     ~Worker();
     Worker(const Worker&) = delete;
     Worker& operator=(const Worker&) = delete;
 
-    void join() { thread_.join(); }
+    void join();
 
     bool failed() const {
         return failed_.load(std::memory_order_acquire);
@@ -66,24 +66,28 @@ class Worker {
     std::uint64_t bytes_written() const { return bytes_written_.load(std::memory_order_relaxed); }
 
   private:
-    void run();
+    void check();
     void receive(Block& block);
-    void process(Block& block);
+    void compute_checksums(Block& block);
+    void write();
+    void store(Block& block);
     void fail(const EngineError& error);
     template <typename Action>
-    void guarded(Action action);
+    bool guarded(Action action);
 
     BlockRing& ring_;
     Sink& sink_;
     DeviceTransfer* const transfer_;
     RecordLog log_;
+    // The checker's own:
     std::array<std::uint32_t, dtype_count> crc_{};  // of the record that runs on into the lane's next block
     std::array<std::array<std::byte, alignment>, dtype_count> tails_{};  // the lanes' last unaligned bytes
     mutable std::mutex failure_mutex_;
     std::optional<EngineError> failure_;
     std::atomic<bool> failed_{false};
     std::atomic<std::uint64_t> bytes_written_{0};
-    std::thread thread_;  // last: it uses everything above
+    std::thread checker_;
+    std::thread writer_;  // last: the two use everything above
 };
 
 }  // namespace nsf

@@ -1,7 +1,7 @@
 // The CUDA side of a capture: for each device a copy stream, a staging ring and kernels; for all of them the
 // page-locked host ring.
 //
-// Contract: see DeviceTransfer. Devices are opened once and stay until close(); the writer thread reaches one
+// Contract: see DeviceTransfer. Devices are opened once and stay until close(); the checking thread reaches one
 // only through a block that was submitted after it had been opened.
 #pragma once
 

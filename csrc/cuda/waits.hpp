@@ -18,7 +18,7 @@ enum class Wait {
     other_compute_for_copy = 3,
     // The copy stream, for every compute stream that has written and not only for the last one.
     copy_for_other_compute = 4,
-    // The writer thread, before it reads a block, for the copies into it.
+    // The checking thread, before it reads a block, for the copies into it.
     writer_for_copy = 5,
     // close(), before memory is given back, for the copy stream.
     close_for_copy = 6,

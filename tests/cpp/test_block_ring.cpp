@@ -108,6 +108,27 @@ TEST(BlockRing, StopComesAfterEverythingSubmittedBeforeIt) {
     EXPECT_EQ(ring.next(), nullptr);
 }
 
+TEST(BlockRing, CheckedBlocksComeInOrderAndThenTheEnd) {
+    BlockRing ring(4 * 4096, 4096);
+    std::vector<Block*> blocks;
+    for (int i = 0; i < 4; ++i) {
+        blocks.push_back(&ring.acquire());
+        ring.submit(*blocks.back());
+    }
+    ring.stop();
+    while (Block* block = ring.next()) ring.hand_on(*block);
+    ring.stop_checked();
+    EXPECT_EQ(ring.free_blocks(), 0U);
+    for (Block* block : blocks) {
+        ASSERT_EQ(ring.next_checked(), block);
+        block->sound = false;
+        ring.recycle(*block);
+    }
+    EXPECT_EQ(ring.next_checked(), nullptr);
+    EXPECT_EQ(ring.free_blocks(), 4U);
+    EXPECT_TRUE(ring.acquire().sound);
+}
+
 TEST(BlockRing, StopOfAnEmptyRing) {
     BlockRing ring(4096, 4096);
     ring.stop();

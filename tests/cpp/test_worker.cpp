@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <memory>
 #include <new>
 #include <stdexcept>
 #include <string>
@@ -14,6 +15,7 @@
 
 #include "core/checksum.hpp"
 #include "core/worker.hpp"
+#include "gate.hpp"
 #include "made_block.hpp"
 
 namespace nsf {
@@ -60,6 +62,16 @@ class WorkerTest : public ::testing::Test {
     }
     void submit(std::uint32_t number) { submit(number, byte_record(number, 0, 3), "abc"); }
 
+    // A block that waits for a copy, whose ticket is its number.
+    void submit_pending(std::uint32_t number) {
+        Block& block = ring_.acquire();
+        block.offset = number;
+        block.segments.push_back({byte_record(number, 0, 3), 0, 3, true});
+        block.used = 3;
+        block.pending.push_back({0, number});
+        ring_.submit(block);
+    }
+
     // Everything that was submitted, and then the end.
     void finish(Worker& worker) {
         ring_.stop();
@@ -88,6 +100,31 @@ class WorkerTest : public ::testing::Test {
 };
 
 using Calls = std::vector<std::string>;
+
+// Copies arrive at once, but for one that fails.
+class TestTransfer : public DeviceTransfer {
+  public:
+    std::function<void(std::uint64_t ticket)> before = [](std::uint64_t) {};
+
+    void wait(const PendingCopy& copy) override { before(copy.ticket); }
+
+    void open(int) override {}
+    void prepare(int, DType, DType, CastRules) override {}
+    RecordSource& source(const TensorView&, const Selection*, DType, CastRules) override {
+        throw EngineError("not for this test");
+    }
+    bool in_graph(const TensorView&) override { return false; }
+    std::unique_ptr<GraphSlots> make_slots(int) override { return nullptr; }
+    TensorView put_into_slot(GraphSlots&, const TensorView& view, DType, CastRules) override { return view; }
+    void before_replay(GraphSlots&, void*) override {}
+    void after_replay(GraphSlots&, void*) override {}
+    void settle(Block&) override {}
+    void flush() override {}
+    void close() noexcept override {}
+    std::vector<DeviceStats> stats() const override { return {}; }
+    std::uint64_t pinned_bytes() const override { return 0; }
+    std::vector<std::string> warnings() const override { return {}; }
+};
 
 TEST_F(WorkerTest, BytesThenRecordsThenFlush) {
     Worker worker(ring_, sink_);
@@ -182,6 +219,55 @@ TEST_F(WorkerTest, TheFirstErrorIsKept) {
     finish(worker);
     EXPECT_STREQ(worker.failure()->what(), "in add 1");
     EXPECT_EQ(sink_.calls.back(), "close");
+}
+
+TEST_F(WorkerTest, ABlockIsCheckedWhileAnotherIsBeingWritten) {
+    testing_support::Gate writing;
+    testing_support::Gate checking;
+    sink_.before = [&](const std::string& call) {
+        if (call == "write 0") writing.pass();
+    };
+    TestTransfer transfer;
+    transfer.before = [&](std::uint64_t ticket) {
+        if (ticket == 2) checking.pass();
+    };
+    Worker worker(ring_, sink_, &transfer);
+    for (std::uint32_t i = 0; i < 3; ++i) submit_pending(i);
+    writing.wait_for_visitor();
+    checking.wait_for_visitor();  // block 2, while block 0 is still being written
+    EXPECT_EQ(worker.log().size(), 0U);
+    checking.open();
+    writing.open();
+    finish(worker);
+    EXPECT_EQ(worker.log().size(), 3U);
+}
+
+TEST_F(WorkerTest, WhatWasCheckedBeforeAFailureIsWritten) {
+    testing_support::Gate writing;
+    testing_support::Gate failing;
+    sink_.before = [&](const std::string& call) {
+        if (call == "write 0") writing.pass();
+    };
+    TestTransfer transfer;
+    std::vector<std::uint64_t> waited;
+    transfer.before = [&](std::uint64_t ticket) {
+        waited.push_back(ticket);
+        if (ticket == 3) failing.pass();  // block 2 has been handed on
+        if (ticket == 2) throw EngineError("the copy failed");
+    };
+    Worker worker(ring_, sink_, &transfer);
+    for (std::uint32_t i = 0; i < 4; ++i) submit_pending(i);
+    writing.wait_for_visitor();
+    failing.wait_for_visitor();
+    EXPECT_TRUE(worker.failed());  // while block 0 is being written and block 1 waits
+    failing.open();
+    writing.open();
+    finish(worker);
+    EXPECT_STREQ(worker.failure()->what(), "the copy failed");
+    EXPECT_EQ(waited, (std::vector<std::uint64_t>{0, 1, 2, 3}));
+    EXPECT_EQ(sink_.calls,
+              (Calls{"write 0", "add 0", "flush uint8", "write 1", "add 1", "flush uint8", "close"}));
+    EXPECT_EQ(ring_.free_blocks(), ring_.block_count());
 }
 
 TEST_F(WorkerTest, OtherExceptionsBecomeEngineErrors) {
