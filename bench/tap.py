@@ -11,8 +11,10 @@ model changes its own in place; a row says where it does not. Run: python bench/
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from harness import Contestant, Row, settle_process
@@ -21,8 +23,9 @@ if TYPE_CHECKING:
     from peers import Peer
 
 Clock = Callable[[], float]
+ModulesOf = Callable[[Any], list[Any]]
 
-PASSES = 60
+PASSES = 10
 LAYERS = 24
 OURS = "neuroscope-fast, memory"
 PEERS = ("nnsight", "TransformerLens")
@@ -60,9 +63,13 @@ def peer_contestants(peer: Peer, model: Any, inputs: Any, passes: int, clock: Cl
 
 
 def plain_contestants(
-    model: Any, modules: list[Any], places: Any, inputs: Any, *, passes: int, clock: Clock
+    model: Any, modules_of: ModulesOf, places: Any, inputs: Any, *, passes: int, clock: Clock, open_blocks: ExitStack
 ) -> list[Contestant]:
-    """The bare model, Python hooks and neuroscope-fast, on one model object."""
+    """The bare model, Python hooks and neuroscope-fast, each on a copy of the model of its own.
+
+    Their hooks stay on for as long as `open_blocks`, so that a round is a few passes of each, one right after the
+    other: on a machine whose speed changes from one second to the next, nothing else can be compared.
+    """
     import neuroscope_fast as nsf
     import torch
     from harness import timed
@@ -71,60 +78,60 @@ def plain_contestants(
 
     kept: list[torch.Tensor] = []
 
-    def run() -> None:
-        for _ in range(passes):
-            model(inputs)
-
-    def bare() -> float:
-        model(inputs)
-        return timed(run, clock)
-
     def nothing(*_: object) -> None:
         return None
 
     def clone(_module: object, _inputs: object, output: Any) -> None:
         kept.append((output[0] if isinstance(output, tuple) else output).clone())
 
-    def with_hooks(hook: Callable[..., None]) -> float:
-        kept.clear()
-        with PlainHooks(modules, hook):
-            model(inputs)
+    def passes_of(own: Any) -> Callable[[], float]:
+        def run() -> None:
+            for _ in range(passes):
+                own(inputs)
+
+        def work() -> float:
+            kept.clear()
+            own(inputs)  # warm
             return timed(run, clock)
 
-    def with_capture() -> float:
-        with nsf.capture(model, places):
-            model(inputs)
-            return timed(run, clock)
+        return work
 
-    expected = clones(modules, lambda: model(inputs.clone()))
+    def hooked(hook: Callable[..., None]) -> Any:
+        own = copy.deepcopy(model)
+        open_blocks.enter_context(PlainHooks(modules_of(own), hook))
+        return own
 
-    def change_the_models_own() -> None:
+    expected = clones(modules_of(model), lambda: model(inputs.clone()))
+
+    def change_the_models_own(own: Any) -> None:
         """A pass, after which every tensor that the hooked modules gave out is another one."""
-        own: list[torch.Tensor] = []
-        with PlainHooks(modules, lambda _module, _inputs, output: own.append(first_tensor(output))):
-            model(inputs.clone())
-        for tensor in own:
+        seen: list[torch.Tensor] = []
+        with PlainHooks(modules_of(own), lambda _module, _inputs, output: seen.append(first_tensor(output))):
+            own(inputs.clone())
+        for tensor in seen:
             tensor.add_(1)
 
     def check_clone() -> None:
         kept.clear()
-        with PlainHooks(modules, clone):
-            change_the_models_own()
+        change_the_models_own(cloning)
         check_values(kept, expected)
 
     def check_capture() -> None:
-        with nsf.capture(model, places) as capture:
-            change_the_models_own()
+        own = copy.deepcopy(model)
+        with nsf.capture(own, places) as capture:
+            change_the_models_own(own)
         found = {hook: list(capture.result[hook]) for hook in capture.result.hooks}
-        ordered = [found[hook] for hook in in_order(modules, model, found)]
+        ordered = [found[hook] for hook in in_order(modules_of(own), own, found)]
         check_values([tensor for [tensor] in ordered], expected)
 
-    brings = passes * len(modules)
+    passive, cloning, captured = hooked(nothing), hooked(clone), copy.deepcopy(model)
+    open_blocks.enter_context(nsf.capture(captured, places))
+    brings = passes * len(expected)
     return [
-        Contestant("bare", bare, lambda: None),
-        Contestant("no-op hook", lambda: with_hooks(nothing), lambda: None, "keeps nothing", "bare", brings),
-        Contestant("clone hook", lambda: with_hooks(clone), check_clone, "", "bare", brings),
-        Contestant(OURS, with_capture, check_capture, "", "bare", brings),
+        Contestant("bare", passes_of(copy.deepcopy(model)), lambda: None),
+        Contestant("no-op hook", passes_of(passive), lambda: None, "keeps nothing", "bare", brings),
+        Contestant("clone hook", passes_of(cloning), check_clone, "", "bare", brings),
+        Contestant(OURS, passes_of(captured), check_capture, "", "bare", brings),
     ]
 
 
@@ -142,10 +149,13 @@ def stack_rows(rounds: int, passes: int) -> list[Row]:
 
     model, x = Stack(LAYERS), torch.randn(1, 1, 64)
     peers, absent = invite([(Nnsight.name, lambda: Nnsight(model, Stack.hooked))])
-    contestants = plain_contestants(model, model.hooked(), PLACES, x, passes=passes, clock=time.perf_counter)
-    for peer in peers:
-        contestants += peer_contestants(peer, model, x, passes, time.perf_counter)
-    return race(contestants, rounds=rounds, warm_up=3) + absent
+    with ExitStack() as blocks:
+        contestants = plain_contestants(
+            model, Stack.hooked, PLACES, x, passes=passes, clock=time.perf_counter, open_blocks=blocks
+        )
+        for peer in peers:
+            contestants += peer_contestants(peer, model, x, passes, time.perf_counter)
+        return race(contestants, rounds=rounds, warm_up=3) + absent
 
 
 def llama_rows(model: Any, tokens: int, rounds: int, passes: int) -> list[Row]:
@@ -155,12 +165,13 @@ def llama_rows(model: Any, tokens: int, rounds: int, passes: int) -> list[Row]:
 
     ids = torch.randint(3, model.config.vocab_size, (1, tokens), generator=torch.Generator().manual_seed(1))
     peers, absent = invite([(kind.name, lambda kind=kind: kind(model)) for kind in (Nnsight, Lens, HiddenStates)])
-    contestants = plain_contestants(
-        model, layer_modules(model), LLAMA_PLACES, ids, passes=passes, clock=time.thread_time
-    )
-    for peer in peers:
-        contestants += peer_contestants(peer, model, ids, passes, time.thread_time)
-    return race(contestants, rounds=rounds, warm_up=2) + absent
+    with ExitStack() as blocks:
+        contestants = plain_contestants(
+            model, layer_modules, LLAMA_PLACES, ids, passes=passes, clock=time.thread_time, open_blocks=blocks
+        )
+        for peer in peers:
+            contestants += peer_contestants(peer, model, ids, passes, time.thread_time)
+        return race(contestants, rounds=rounds, warm_up=2) + absent
 
 
 def bare_milliseconds(rows: list[Row], passes: int) -> dict[str, Any]:
@@ -174,7 +185,7 @@ def main() -> int:
     settle_process(threads=1)
     from results import Results, parse_arguments
 
-    options = parse_arguments(__doc__.splitlines()[0], rounds=40)
+    options = parse_arguments(__doc__.splitlines()[0], rounds=200)
     import torch
 
     results = Results("tap", "what a captured tensor costs on the critical path", options)
@@ -192,10 +203,10 @@ def main() -> int:
         )
         from peers import llama
 
-        passes = 1 if options.quick else 2
+        passes = 1
         model = llama(layers=LAYERS, hidden=64, heads=4, intermediate=128, vocabulary=256)
         for tokens in (1, 16):
-            rows = llama_rows(model, tokens, rounds, passes)
+            rows = llama_rows(model, tokens, max(2, rounds // 2), passes)
             results.add(
                 f"72 hooks in a Llama, hidden 64, {tokens} token{'s' * (tokens > 1)}",
                 "µs of CPU time of the calling thread, a tensor",

@@ -85,10 +85,15 @@ def test_tensors_that_change_their_kind() -> None:
         (base + 7).to(torch.int32),
         (base + 8)[:, :, ::2].repeat(1, 1, 2),
         base + 9,
-        torch._neg_view(base + 10),  # type: ignore[attr-defined]
         torch.complex(base, base + 1).conj(),
         torch.complex(base, base + 2).conj(),
         torch.complex(base, base + 3).conj().imag,
+        torch.complex(base, base + 4).conj().imag.contiguous(),
+        torch.complex(base, base + 5).conj().imag[:1, :1],
+        torch.complex(base, base + 6).conj().imag[:1, :1, :1],  # one element: contiguous whatever its strides
+        torch.complex(base, base + 7).conj()[:1, :1, :1].imag.reshape(()),
+        torch.complex(base, base + 8).conj()[:1, :1, :1].imag.expand(2, 3, 8),
+        torch.complex(base, base + 9).conj().imag[:0],
         base + 11,
         base.reshape(2, 3, 2, 4),
         base.reshape(48),

@@ -285,7 +285,7 @@ void register_session(py::module_& module) {
             py::kw_only(), "batch"_a, "length"_a, "mask"_a)
         .def("end_step",
              [](Session& session) {
-                 if (!session.clock.end()) return;
+                 if (!session.clock.end() || !session.engine.uses_devices()) return;
                  const py::gil_scoped_release released;
                  session.engine.end_step();
              })

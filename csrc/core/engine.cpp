@@ -286,7 +286,7 @@ void Engine::take_back(std::uint64_t sequence) {
 }
 
 void Engine::end_step() {
-    if (!devices_used_.load(std::memory_order_relaxed)) return;
+    if (!uses_devices()) return;
     if (forked()) return;
     const ProducerLock lock(*this);
     if (closed_ || broken_ || worker_->failed()) return;

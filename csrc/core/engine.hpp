@@ -86,6 +86,8 @@ class Engine {
     // A forward pass has ended: what it left on devices is brought to the host in one batch for each of them.
     // Errors are kept for the next submit() or close(), so that they do not come out of the model's own call.
     void end_step();
+    // Whether end_step() has anything to do.
+    bool uses_devices() const { return devices_used_.load(std::memory_order_relaxed); }
     void close();
 
     // Makes a device ready before the first tensor comes, and its kernels for tensors of these dtypes.

@@ -9,8 +9,9 @@ import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
+
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
 CACHES = ("past_key_values", "cache_params", "state")
@@ -57,8 +58,6 @@ def parameter_names(module: nn.Module) -> tuple[str, ...]:
 
 def look_up(reading: Reading, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Given:
     """What the arguments of a call say of the pass that it begins."""
-    import torch
-
     given = {**dict(zip(reading.parameters, args, strict=False)), **kwargs} if args else kwargs
     tokens = _first(given, reading.tokens)
     guessed = tokens is None and reading.may_guess
@@ -66,17 +65,17 @@ def look_up(reading: Reading, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
         tokens = _first_tensor(args, kwargs)
     batch, length = _batch_and_length(tokens)
     mask = given.get(reading.mask)
-    if isinstance(mask, Mapping):  # one for each kind of attention: padding is the same in all
+    if mask is not None and isinstance(mask, Mapping):  # one for each kind of attention: padding is the same in all
         mask = next(iter(mask.values()), None)
     kept = given.get("logits_to_keep")
     return Given(
         batch,
         length,
-        cache=_first(given, CACHES),
-        mask=mask if isinstance(mask, torch.Tensor) else None,
-        logits_kept=kept if isinstance(kept, int) and not isinstance(kept, bool) else 0,
-        guessed=guessed,
-        continues_encoder=given.get("encoder_outputs") is not None,
+        _first(given, CACHES),
+        mask if isinstance(mask, torch.Tensor) else None,
+        kept if isinstance(kept, int) and not isinstance(kept, bool) else 0,
+        guessed,
+        given.get("encoder_outputs") is not None,
     )
 
 
@@ -115,8 +114,6 @@ def read_count(counted: Any) -> int:
 
 def captures_graph() -> bool:
     """Whether torch's current stream is being captured into a CUDA graph, in which no value can be read."""
-    import torch
-
     return torch.cuda.is_current_stream_capturing()
 
 
@@ -129,8 +126,6 @@ def padding(mask: torch.Tensor | None, batch: int, length: int, offset: int) -> 
     are copied to the CPU, [batch, length] bytes at once, which waits for the device; a single new token of a single row
     is taken for a real one without looking, and nothing is read while a CUDA graph is being captured.
     """
-    import torch
-
     if mask is None or mask.device.type not in ("cpu", "cuda") or length == 0:
         return b""
     if mask.dim() == 0 or mask.shape[0] != batch:
@@ -163,8 +158,6 @@ def _first(given: Mapping[str, Any], names: tuple[str, ...]) -> Any:
 
 
 def _first_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.Tensor | None:
-    import torch
-
     for value in (*args, *kwargs.values()):
         if isinstance(value, torch.Tensor):
             return value
@@ -173,11 +166,10 @@ def _first_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.Ten
 
 def _batch_and_length(tokens: Any) -> tuple[int, int]:
     """Of token ids [batch, length] or embeddings [batch, length, width]; (0, 0) where they cannot be told."""
-    import torch
-
-    if not isinstance(tokens, torch.Tensor) or tokens.dim() not in (2, 3):
+    if not isinstance(tokens, torch.Tensor):
         return 0, 0
-    return tokens.shape[0], tokens.shape[1]
+    shape = tokens.shape
+    return (shape[0], shape[1]) if len(shape) in (2, 3) else (0, 0)
 
 
 def _has_state(cache: Any) -> bool:

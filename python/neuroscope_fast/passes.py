@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
+
 from .graphs import GraphWatch
 from .pass_inputs import (
     CACHES,
@@ -28,7 +30,6 @@ from .pass_inputs import (
 from .records import Usage
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
     from ._core import Session
@@ -192,12 +193,16 @@ class PassObserver:
         if graph is not None and graph.end(module):
             return
         passes: list[_Pass] = getattr(self._thread, "passes", [])
-        if module not in self._watched or all(each.module is not module for each in passes):
+        if not passes or module not in self._watched:
+            return
+        if passes[-1].module is not module and all(each.module is not module for each in passes):
             return
         while passes[-1].module is not module:  # left by an exception
             self._end_last(passes)
         ended = self._end_last(passes)
-        cache = next((output[name] for name in CACHES if name in output), None) if isinstance(output, Mapping) else None
+        if output is None or isinstance(output, torch.Tensor) or not isinstance(output, Mapping):
+            return
+        cache = next((output[name] for name in CACHES if name in output), None)
         if cache is not None and ended.read != UNKNOWN_OFFSET:
             with contextlib.suppress(TypeError):  # not a thing that can be remembered: its length stays unknown
                 self._read[cache] = ended.read
