@@ -1,4 +1,4 @@
-"""The benchmarks of casts, metadata and reading run on any machine, check themselves first, and say what is missing."""
+"""The benchmarks of casts, GPUs, metadata and reading run anywhere, check themselves first, and say what is missing."""
 
 from __future__ import annotations
 
@@ -19,6 +19,11 @@ KEY_ROWS = {
         ("float32 → int8, 64 KiB, contiguous", "neuroscope-fast"),
         ("float64 → float32, 1 MiB, contiguous", "torch"),
         ("float32 → bfloat16, 1 MiB, transposed", "neuroscope-fast"),
+    ],
+    "gpu": [
+        ("decode, batch 1", "nsf disk"),
+        ("decode, batch 4", "nsf memory"),
+        ("prefill, 32 tokens", "hooks .clone()"),
     ],
     "metadata": [
         ("encoded, 1,000 records", "neuroscope-fast"),
