@@ -23,18 +23,30 @@ class Place(nn.Module):
 
 
 class Echo(nn.Module):
+    """Three places, of which the later ones find the notes that the first has made."""
+
     def __init__(self) -> None:
         super().__init__()
-        self.body = Place()
+        self.body, self.second, self.third = Place(), Place(), Place()
 
     def forward(self, value: Any) -> Any:
-        return self.body(value)
+        return self.third(self.second(self.body(value)))
+
+
+ECHO = ["body:mlp:x", "second:mlp:y", "third:mlp:z"]
+
+
+def short_ways(capture: Any) -> int:
+    """How many of a capture's records went the short way."""
+    count: int = capture._running.session.small_records
+    return count
 
 
 def stored(run: Callable[[Any], None], model: nn.Module, hooks: Any, **options: Any) -> list[tuple[Any, torch.Tensor]]:
     """Every record as its metadata beside its tensor, in the order of capture."""
     with nsf.capture(model, hooks, **options) as capture:
         run(capture)
+    assert (short_ways(capture) > 0) == (options["tensor_access"] == "dlpack" and options["dtype"] != "int8")
     result = capture.result
     found = []
     for hook in result.hooks:
@@ -86,7 +98,11 @@ def test_tensors_that_change_their_kind() -> None:
         (base + 8)[:, :, ::2].repeat(1, 1, 2),
         base + 9,
         torch.complex(base, base + 1).conj(),
+        torch.complex(base, base + 2),
         torch.complex(base, base + 2).conj(),
+        base + 10,
+        torch._neg_view(base + 10),  # type: ignore[attr-defined]
+        torch.complex(base, base + 1).conj().imag.as_strided((2, 3, 8), (24, 8, 1), 1),
         torch.complex(base, base + 3).conj().imag,
         torch.complex(base, base + 4).conj().imag.contiguous(),
         torch.complex(base, base + 5).conj().imag[:1, :1],
@@ -108,35 +124,50 @@ def test_tensors_that_change_their_kind() -> None:
         base + 13,
     ]
     values = [value for value in kinds for _ in range(3)]
-    with nsf.capture(model, "body:mlp:x") as capture:
+    with nsf.capture(model, ECHO) as capture:
         for value in values:
             model(value)
-    tensors = capture.result["x"]
-    assert len(tensors) == len(values)
-    for number, (value, tensor) in enumerate(zip(values, tensors, strict=True)):
-        assert tensor.dtype == value.dtype, number
-        assert torch.equal(tensor, value.detach()), number
+    assert short_ways(capture) > 50
+    for hook in "xyz":
+        for number, (value, tensor) in enumerate(zip(values, capture.result[hook], strict=True)):
+            assert tensor.dtype == value.dtype, (hook, number)
+            assert torch.equal(tensor, value.detach()), (hook, number)
+
+
+@pytest.mark.parametrize("access", ["dlpack", "attributes"])
+def test_conjugated_tensors_in_a_row(access: str) -> None:
+    model, base = Echo(), torch.arange(4.0)
+    values = [torch.complex(base, base + number) for number in range(6)]
+    values[3:] = [value.conj() for value in values[3:]]
+    with nsf.capture(model, ECHO, tensor_access=access) as capture:
+        for value in [*values, *reversed(values)]:
+            model(value)
+    for hook in "xyz":
+        assert all(map(torch.equal, capture.result[hook], [*values, *reversed(values)]))
 
 
 def test_a_tensor_changed_in_place_between_calls() -> None:
     model, value = Echo(), torch.zeros(1, 1, 64)
-    with nsf.capture(model, "body:mlp:x") as capture:
+    with nsf.capture(model, ECHO) as capture:
         for number in range(300):
             value.fill_(number)
             model(value)
         value.fill_(-1)
-    assert [float(tensor[0, 0, 0]) for tensor in capture.result["x"]] == list(range(300))
-    assert all(bool((tensor == tensor[0, 0, 0]).all()) for tensor in capture.result["x"])
+    assert short_ways(capture) > 800
+    for hook in "xyz":
+        assert [float(tensor[0, 0, 0]) for tensor in capture.result[hook]] == list(range(300))
+        assert all(bool((tensor == tensor[0, 0, 0]).all()) for tensor in capture.result[hook])
 
 
 @pytest.mark.parametrize("elements", [8191, 8192, 8193])
 def test_the_size_from_which_copies_are_made_without_the_gil(elements: int) -> None:
     model = Echo()
     values = [torch.randn(elements) for _ in range(5)]
-    with nsf.capture(model, "body:mlp:x") as capture:
+    with nsf.capture(model, ECHO) as capture:
         for value in values:
             model(value)
-    assert all(map(torch.equal, capture.result["x"], values))
+    assert (short_ways(capture) > 0) == (elements <= 8192)
+    assert all(map(torch.equal, capture.result["z"], values))
 
 
 def test_two_threads_with_tensors_of_different_kinds() -> None:
@@ -150,13 +181,14 @@ def test_two_threads_with_tensors_of_different_kinds() -> None:
         except BaseException as error:
             failures.append(error)
 
-    with nsf.capture(model, "body:mlp:x") as capture:
+    with nsf.capture(model, ECHO) as capture:
         threads = [threading.Thread(target=work, args=(width,)) for width in (3, 4, 4, 5)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
     assert not failures
+    assert short_ways(capture) > 0
     seen: dict[int, list[float]] = {}
     for tensor in capture.result["x"]:
         width = tensor.shape[-1]
@@ -169,10 +201,11 @@ def test_two_threads_with_tensors_of_different_kinds() -> None:
 
 def test_small_tensors_are_timed_and_counted() -> None:
     model = Echo()
-    with nsf.capture(model, "body:mlp:x") as capture:
+    with nsf.capture(model, ECHO) as capture:
         for _ in range(50):
             model(torch.zeros(1, 1, 16))
     counters = capture.result.manifest.counters
-    assert counters.records == 50
-    assert counters.bytes_in == 50 * 64
+    assert short_ways(capture) > 100
+    assert counters.records == 150
+    assert counters.bytes_in == 150 * 64
     assert 0 < counters.tap_seconds < 1

@@ -300,6 +300,11 @@ void register_session(py::module_& module) {
                 session.engine.close();
             },
             Released())
+        .def_property_readonly("small_records",
+                               [](const Session& session) {
+                                   const py::gil_scoped_release released;
+                                   return session.engine.small_records();
+                               })
         .def("records", &records)
         .def("dropped", &dropped)
         .def("fired",

@@ -90,9 +90,12 @@ bool store_known(const Tap& tap, const Step& step, const dlpack::Tensor& raw, st
     const RecordForm* form = tap.known.form(raw);
     if (form == nullptr) return false;
     const TapPlace& place = *tap.place;
-    const NoteKey key(place.facts_of(step), place.sequence, raw.shape, static_cast<std::size_t>(raw.ndim));
-    const std::optional<const std::string*> note = step.notes.find(key);
-    if (!note) return false;
+    const StepFacts& facts = place.facts_of(step);
+    std::optional<const std::string*> note = nullptr;
+    if (!needs_no_note(facts, place.sequence)) {
+        note = step.notes.find({facts, place.sequence, raw.shape, static_cast<std::size_t>(raw.ndim)});
+        if (!note) return false;
+    }
     Engine& engine = tap.session->engine;
     const Origin origin{form->stream, step.prompt, step.number, step.calls[place.index] - 1};
     const auto* data = static_cast<const std::byte*>(raw.data) + raw.byte_offset;
@@ -106,22 +109,24 @@ bool store_known(const Tap& tap, const Step& step, const dlpack::Tensor& raw, st
 struct Lesson {
     Lesson(KnownTensor& known, const dlpack::Tensor& raw, const TensorView& view)
         : form_is_wanted(known.asks_for_form(raw, view)),
-          note_is_wanted(form_is_wanted || known.form(raw) != nullptr) {}
+          note_is_wanted(form_is_wanted || known.form(raw) != nullptr),
+          kind(raw) {}
 
-    void learn(const TapPlace& place, Step& step, const TensorView& view, Engine& engine) {
+    void learn(const TapPlace& place, Step& step, const TensorView& view, const std::string& note,
+               Engine& engine) {
         const TapRule& rule = place.rules[0];
         if (form_is_wanted) {
             form = engine.form_of(rule.stream, view.dtype, rule.stored_as(view.dtype), view.shape);
         }
-        if (!note_is_wanted) return;
         const StepFacts& facts = place.facts_of(step);
+        if (!note_is_wanted || needs_no_note(facts, place.sequence)) return;
         const NoteKey key(facts, place.sequence, view.shape.data(), view.shape.size());
-        if (step.notes.find(key)) return;
-        step.notes.add(key, engine.intern(keep_positions(rule.positions, facts, view, place.sequence).note));
+        if (!step.notes.find(key)) step.notes.add(key, engine.intern(note));
     }
 
     const bool form_is_wanted;
     const bool note_is_wanted;
+    const TensorKind kind;
     std::optional<RecordForm> form;
 };
 
@@ -181,12 +186,12 @@ void run_tap(Tap& tap, PyObject* const* arguments, Py_ssize_t count) {
                 place, step, [&](const TapRule&) { return view; },
                 [&](const TapRule& rule, const Origin& origin, const Kept& kept) {
                     session.engine.submit(origin, kept, rule.stored_as(view.dtype));
+                    if (lesson) lesson->learn(place, step, view, kept.note, session.engine);
                 });
-            if (lesson) lesson->learn(place, step, view, session.engine);
             // Nobody will tell of the end of a step that no pass has opened.
             if (!session.clock.in_pass()) session.engine.end_step();
         }
-        if (lesson && lesson->form) tap.known.keep(raw, *lesson->form);
+        if (lesson && lesson->form) tap.known.keep(lesson->kind, *lesson->form);
     } catch (const std::invalid_argument& error) {
         const std::string what =
             type == nullptr ? "the activation" : std::string("the tensor (") + type + ")";

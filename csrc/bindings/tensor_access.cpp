@@ -97,19 +97,6 @@ bool ask(PyObject* tensor, PyObject* method) {
     return yes;
 }
 
-// Whether torch may keep a sign for the tensor that its bytes do not have. Only the imaginary part of a conjugated tensor
-// is such a view: its elements stand two apart, so that several of them are never contiguous. To ask torch costs as much
-// as the rest of a small tensor's tap, since it lets go of the GIL.
-bool may_be_negated(const dlpack::Tensor& raw) {
-    std::int64_t expected = 1;
-    for (std::int32_t axis = raw.ndim; axis-- > 0;) {
-        if (raw.shape[axis] == 1) continue;
-        if (raw.strides != nullptr && raw.strides[axis] != expected) return true;
-        expected *= raw.shape[axis];
-    }
-    return expected == 1 || raw.dtype.code == dlpack::code_complex;
-}
-
 void refuse_without_memory(const TensorView& view) {
     if (view.data == nullptr && view.elements() > 0) {
         throw std::invalid_argument("it has no memory of its own (a wrapper or fake tensor)");
@@ -144,9 +131,10 @@ TensorAccess::TensorAccess(TensorAccessMethod method)
 PyObject* TensorAccess::first_tensor(PyObject* value) const { return find_tensor(*this, value, 0); }
 
 bool TensorAccess::read(PyObject* tensor, dlpack::Tensor& raw) const {
-    if (!uses_dlpack()) return false;
+    // First, since torch lets go of the GIL for it, and what `raw` points to is the tensor's own.
+    if (!uses_dlpack() || ask(tensor, is_neg_.ptr())) return false;
     if (api_->tensor_from_py_object_no_sync(tensor, &raw) != 0) refuse_with_python_error();
-    return !may_be_negated(raw) || !ask(tensor, is_neg_.ptr());
+    return true;
 }
 
 TensorView TensorAccess::view_of(const dlpack::Tensor& raw, PyObject* tensor, py::object& owner) const {

@@ -38,7 +38,7 @@ class TensorAccess {
     // meta, a wrapper, an unknown dtype).
     TensorView view(PyObject* tensor, py::object& owner) const;
     // view() in two parts: first what torch says of the tensor, without a copy of its shape and strides, which are the
-    // tensor's own. False where only view() can tell: no table, or values that have to be computed first.
+    // tensor's own and may change once the GIL is let go. False where only view() can tell: no table, or values that have to be computed first.
     bool read(PyObject* tensor, dlpack::Tensor& raw) const;
     TensorView view_of(const dlpack::Tensor& raw, PyObject* tensor, py::object& owner) const;
     // The same, for code that reads the memory itself: throws for a tensor that is not on the CPU.

@@ -78,6 +78,8 @@ class Engine {
     // submit() must be called.
     bool try_submit(const RecordForm& form, const Origin& origin, const std::string* note,
                     const std::byte* data);
+    // How many records have gone that way.
+    std::uint64_t small_records() const;
     // For try_submit(); none where the cast is none of single elements (to int8 with scales).
     std::optional<RecordForm> form_of(std::uint32_t stream, DType computed, DType stored, const Shape& shape);
     // The engine's own copy of a record's note, null for an empty one.
@@ -174,6 +176,7 @@ class Engine {
     const std::string* last_note_ = nullptr;  // the records of one step mostly have the same
     std::vector<DroppedRecord> dropped_;
     std::uint64_t sequence_ = 0;
+    std::uint64_t small_records_ = 0;
     std::uint64_t stalls_ = 0;
     std::chrono::nanoseconds stalled_{0};
     std::size_t peak_blocks_ = 0;

@@ -64,7 +64,13 @@ bool Engine::try_submit(const RecordForm& form, const Origin& origin, const std:
     segment.last = true;
     form.cast(data, block.data + block.used, static_cast<std::size_t>(form.elements));
     block.used += form.bytes;
+    ++small_records_;
     return true;
+}
+
+std::uint64_t Engine::small_records() const {
+    const ProducerLock lock(*this);
+    return small_records_;
 }
 
 }  // namespace nsf

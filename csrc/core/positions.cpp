@@ -208,8 +208,8 @@ Kept keep_positions(const PositionSpec& spec, const StepFacts& facts, TensorView
     }
     Kept kept;
     kept.shape = view.shape;
-    if (wants_all && facts.mask.empty() && facts.offset == 0 && facts.logits_kept == 0) {
-        kept.view = std::move(view);  // positions 0, 1, …, all of them real: nothing to note
+    if (wants_all && needs_no_note(facts, kind)) {
+        kept.view = std::move(view);
         return kept;
     }
     const std::optional<SequenceAxis> axis = find_sequence_axis(facts, view.shape, kind);

@@ -33,6 +33,12 @@ struct Kept {
     std::string note;  // JSON for the record, see docs/file_format.md; empty where it says nothing
 };
 
+// Whether records that keep all positions have no note, whatever their shape: positions 0, 1, …, all of them real.
+inline bool needs_no_note(const StepFacts& facts, SequenceKind kind) {
+    return kind == SequenceKind::foreign ||
+           (kind != SequenceKind::cache && facts.mask.empty() && facts.offset == 0 && facts.logits_kept == 0);
+}
+
 // Throws std::invalid_argument where positions are asked for and the tensor has no sequence axis, or its
 // positions cannot be told.
 //

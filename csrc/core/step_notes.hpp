@@ -58,7 +58,7 @@ class StepNotes {
         const std::string* note = nullptr;
     };
 
-    std::array<Entry, 4> entries_{};
+    std::array<Entry, 12> entries_{};
     std::size_t count_ = 0;
     std::size_t next_ = 0;
 };

@@ -197,14 +197,18 @@ class Activations(Sequence["torch.Tensor"]):
     def _need_one_sequence(self) -> None:
         """RunError where the positions of a later step start over: then it is of another sequence."""
         starts = [_first_position(record) for record in self._records]
-        if None in starts or not any(starts):
+        if not any(starts):
             return
-        for record, before, start in zip(self._records[1:], starts, starts[1:], strict=False):
-            if start <= before:  # type: ignore[operator]  # None is not among them
+        before = -1
+        for record, start in zip(self._records, starts, strict=True):
+            if start is None:
+                return  # what comes after it cannot be told
+            if start <= before:
                 raise RunError(
                     f"{self.hook_id} holds several sequences: positions start over at step {record.step}. Call "
                     "next_prompt() before each prompt of a capture; of this run choose steps with .where(step=range(…))"
                 )
+            before = start
 
     def numpy(self, axis: int | None = None) -> np.ndarray[Any, Any]:
         """`cat(axis)` as a NumPy array; bfloat16 and float8, which NumPy does not have, come as float32."""

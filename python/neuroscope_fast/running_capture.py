@@ -18,7 +18,7 @@ from .collect import Collected, checksums_of, collect, collect_dropped, never_ra
 from .devices import device_counters
 from .environment import float8_rules, model_info, versions
 from .errors import CaptureError, CaptureWarning, OptionError
-from .manifest import INDEX_FILE, Counters, Manifest, ManifestHook, Status, encode_index
+from .manifest import INDEX_FILE, MANIFEST_FILE, Counters, Manifest, ManifestHook, Status, encode_index, encode_manifest
 from .options import CaptureOptions
 from .records import (
     ActivationCapture,
@@ -243,14 +243,11 @@ class RunningCapture:
         from .report import render
 
         encoded = encode_metadata(metadata)
-        directory.write(
-            {
-                self._metadata_file: encoded,
-                report_file_name(self._metadata_file): render(encoded).encode(),
-                INDEX_FILE: encode_index(collected.weight_map, collected.total_size),
-            }
-        )
-        directory.write_manifest(self.manifest)  # last: it says of the others that they are whole
+        index = encode_index(collected.weight_map, collected.total_size)
+        directory.write({self._metadata_file: encoded, INDEX_FILE: index})
+        # The manifest last: it says of the others that they are whole.
+        report = render(encoded).encode()
+        directory.write({report_file_name(self._metadata_file): report, MANIFEST_FILE: encode_manifest(self.manifest)})
         directory.remove_journals(collected.checksums)
 
     def warn(self) -> None:
