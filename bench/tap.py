@@ -12,6 +12,8 @@ model changes its own in place; a row says where it does not. Run: python bench/
 from __future__ import annotations
 
 import copy
+import functools
+import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -124,12 +126,14 @@ def plain_contestants(
         ordered = [found[hook] for hook in in_order(modules_of(own), own, found)]
         check_values([tensor for [tensor] in ordered], expected)
 
-    passive, cloning, captured = hooked(nothing), hooked(clone), copy.deepcopy(model)
+    passive, native, cloning = hooked(nothing), hooked(functools.partial(sys.audit, "")), hooked(clone)
+    captured = copy.deepcopy(model)
     open_blocks.enter_context(nsf.capture(captured, places))
     brings = passes * len(expected)
     return [
         Contestant("bare", passes_of(copy.deepcopy(model)), lambda: None),
         Contestant("no-op hook", passes_of(passive), lambda: None, "keeps nothing", "bare", brings),
+        Contestant("no-op hook in C", passes_of(native), lambda: None, "keeps nothing: sys.audit", "bare", brings),
         Contestant("clone hook", passes_of(cloning), check_clone, "", "bare", brings),
         Contestant(OURS, passes_of(captured), check_capture, "", "bare", brings),
     ]
