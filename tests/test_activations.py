@@ -231,9 +231,17 @@ def test_sequences_of_several_prompts_are_not_joined_as_one() -> None:
 def test_positions_that_start_over_before_one_that_is_unknown() -> None:
     places = [None, [3], None, []]  # 0, 3, 0 again, and after a cache that does not count
     records = [
-        Record(hook_id="h", layer_name="l", component="mlp", shape=[1, 1, 2], dtype="float32", is_input=False, step=step,
-               positions=positions)
+        Record(
+            hook_id="h",
+            layer_name="l",
+            component="mlp",
+            shape=[1, 1, 2],
+            dtype="float32",
+            is_input=False,
+            step=step,
+            positions=positions,
+        )
         for step, positions in enumerate(places)
-    ]  # fmt: skip
+    ]
     with pytest.raises(RunError, match="positions start over at step 2"):
         Activations("h", records, MemorySource({})).cat()
