@@ -34,6 +34,8 @@ struct NoteKey {
 // Belongs to one thread's step. A note is a pointer that outlives the step (the engine interns them); null says nothing.
 class StepNotes {
   public:
+    static constexpr std::size_t capacity = 12;  // sequences and layouts a step has at once
+
     std::optional<const std::string*> find(const NoteKey& key) const {
         for (std::size_t i = 0; i < count_; ++i) {
             if (entries_[i].key == key) return entries_[i].note;
@@ -58,7 +60,7 @@ class StepNotes {
         const std::string* note = nullptr;
     };
 
-    std::array<Entry, 12> entries_{};
+    std::array<Entry, capacity> entries_{};
     std::size_t count_ = 0;
     std::size_t next_ = 0;
 };

@@ -40,10 +40,11 @@ TEST(StepNotes, TheOldestGoesWhereThereAreMany) {
     const StepFacts facts;
     const std::string note;
     StepNotes notes;
-    for (std::int64_t length = 0; length < 6; ++length) notes.add(key(facts, {1, length, 3}), &note);
+    constexpr std::int64_t most = StepNotes::capacity;
+    for (std::int64_t length = 0; length < most + 2; ++length) notes.add(key(facts, {1, length, 3}), &note);
     EXPECT_FALSE(notes.find(key(facts, {1, 0, 3})));
     EXPECT_FALSE(notes.find(key(facts, {1, 1, 3})));
-    for (std::int64_t length = 2; length < 6; ++length) EXPECT_TRUE(notes.find(key(facts, {1, length, 3})));
+    for (std::int64_t length = 2; length < most + 2; ++length) EXPECT_TRUE(notes.find(key(facts, {1, length, 3})));
 }
 
 // A key leaves out nothing that the note depends on: equal keys, equal notes.
