@@ -20,7 +20,7 @@ class CaptureOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     dtype: str | None = None
     overflow: Overflow = "block"
-    ring_bytes: Size = 256 * MIB
+    ring_bytes: Size = 64 * MIB
     block_bytes: Size = 4 * MIB
     shard_bytes: Size = 4096 * MIB
     direct_io: bool = True

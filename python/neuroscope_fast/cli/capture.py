@@ -105,7 +105,7 @@ def capture(
     overflow: Annotated[
         str, typer.Option(metavar="POLICY", help="When the ring is full: block, drop or fail.")
     ] = "block",
-    ring: Annotated[str, typer.Option(metavar="SIZE", help="The memory for what is on its way to disk.")] = "256MiB",
+    ring: Annotated[str, typer.Option(metavar="SIZE", help="The memory for what is on its way to disk.")] = "64MiB",
     shard_size: Annotated[str, typer.Option(metavar="SIZE", help="The most data in one file.")] = "4GiB",
     revision: RevisionOption = None,
     trust_remote_code: TrustOption = False,
