@@ -44,7 +44,8 @@ TEST(StepNotes, TheOldestGoesWhereThereAreMany) {
     for (std::int64_t length = 0; length < most + 2; ++length) notes.add(key(facts, {1, length, 3}), &note);
     EXPECT_FALSE(notes.find(key(facts, {1, 0, 3})));
     EXPECT_FALSE(notes.find(key(facts, {1, 1, 3})));
-    for (std::int64_t length = 2; length < most + 2; ++length) EXPECT_TRUE(notes.find(key(facts, {1, length, 3})));
+    for (std::int64_t length = 2; length < most + 2; ++length)
+        EXPECT_TRUE(notes.find(key(facts, {1, length, 3})));
 }
 
 // A key leaves out nothing that the note depends on: equal keys, equal notes.
