@@ -79,14 +79,16 @@ void ComputedCall::store(std::size_t number, const py::handle& tensor, std::opti
         kept.shape = view.shape;
         kept.view = std::move(view);
         kept.note = wanted.note;
-        const py::gil_scoped_release released;
         try {
+            const py::gil_scoped_release released;
             session.engine.submit({stream.value_or(wanted.rule->stream), prompt_, step_, call_}, kept, dtype);
             // Nobody will tell of the end of a step that no pass has opened.
             if (!session.clock.in_pass()) session.engine.end_step();
-        } catch (const EngineError&) {
+        } catch (const EngineError& error) {
             // A forward in another thread may meet the end of the block: that is no fault of the model's.
-            if (!session.closed.load(std::memory_order_relaxed)) throw;
+            if (session.closed.load(std::memory_order_relaxed)) return;
+            if (!session.detach(error.what())) throw;
+            return;
         }
         session.engine.count_tap(TickClock::since(since_), bytes);
         since_ = TickClock::now();

@@ -85,8 +85,9 @@ std::vector<TapRule> make_rules(const Session& session, const py::list& given) {
 std::shared_ptr<Session> make_session(const std::vector<std::tuple<std::string, bool, bool>>& streams,
                                       std::size_t taps, const std::optional<std::string>& folder,
                                       std::size_t ring_bytes, std::size_t block_bytes,
-                                      std::uint64_t shard_bytes, const std::string& overflow, bool direct_io,
-                                      bool e4m3_saturates, bool e5m2_saturates,
+                                      std::uint64_t shard_bytes, bool sync_at_close, std::uint64_t sync_bytes,
+                                      double sync_seconds, bool detaches, const std::string& overflow,
+                                      bool direct_io, bool e4m3_saturates, bool e5m2_saturates,
                                       const std::string& tensor_access, std::size_t staging_bytes,
                                       double staging_share) {
     EngineOptions options;
@@ -96,6 +97,7 @@ std::shared_ptr<Session> make_session(const std::vector<std::tuple<std::string, 
     options.block_bytes = block_bytes;
     options.shard_bytes = shard_bytes;
     options.direct_io = direct_io;
+    options.durability = {sync_at_close, sync_bytes, sync_seconds};
     options.overflow =
         choose<Overflow>("overflow", overflow,
                          {{"block", Overflow::block}, {"drop", Overflow::drop}, {"fail", Overflow::fail}});
@@ -107,8 +109,10 @@ std::shared_ptr<Session> make_session(const std::vector<std::tuple<std::string, 
     std::vector<Stream> named;
     for (const auto& [hook_id, is_input, is_indices] : streams)
         named.push_back({hook_id, is_input, is_indices});
-    return std::make_shared<Session>(std::move(options), std::move(named), taps, method,
-                                     cuda::CudaOptions{staging_bytes, staging_share});
+    auto session = std::make_shared<Session>(std::move(options), std::move(named), taps, method,
+                                             cuda::CudaOptions{staging_bytes, staging_share});
+    session->detaches = detaches;
+    return session;
 }
 
 StepFacts make_facts(bool decode, std::int64_t offset, std::int64_t batch, std::int64_t length,
@@ -204,8 +208,9 @@ py::dict stats(const Session& session) {
         s = session.engine.stats();
     }
     using namespace py::literals;
-    return py::dict("records"_a = s.records, "bytes_in"_a = s.bytes_in, "bytes_written"_a = s.bytes_written,
-                    "stalls"_a = s.stalls, "stall_seconds"_a = s.stall_seconds, "drops"_a = s.drops,
+    return py::dict("records"_a = s.records, "acknowledged"_a = s.acknowledged, "bytes_in"_a = s.bytes_in,
+                    "bytes_written"_a = s.bytes_written, "stalls"_a = s.stalls,
+                    "stall_seconds"_a = s.stall_seconds, "drops"_a = s.drops,
                     "peak_ring_bytes"_a = s.peak_ring_bytes, "ring_bytes"_a = s.ring_bytes,
                     "pinned_bytes"_a = s.pinned_bytes, "tap_calls"_a = s.tap_calls,
                     "tap_seconds"_a = s.tap_seconds, "steps"_a = session.clock.steps());
@@ -232,8 +237,9 @@ void register_session(py::module_& module) {
 
     py::class_<Session, std::shared_ptr<Session>>(module, "Session", "One capture: the engine and its taps.")
         .def(py::init(&make_session), "streams"_a, "taps"_a, py::kw_only(), "folder"_a, "ring_bytes"_a,
-             "block_bytes"_a, "shard_bytes"_a, "overflow"_a, "direct_io"_a, "e4m3_saturates"_a,
-             "e5m2_saturates"_a, "tensor_access"_a, "staging_bytes"_a, "staging_share"_a)
+             "block_bytes"_a, "shard_bytes"_a, "sync_at_close"_a, "sync_bytes"_a, "sync_seconds"_a,
+             "detaches"_a, "overflow"_a, "direct_io"_a, "e4m3_saturates"_a, "e5m2_saturates"_a,
+             "tensor_access"_a, "staging_bytes"_a, "staging_share"_a)
         .def("open_device", &open_device, "device"_a, "casts"_a)
         .def("devices", &devices)
         .def(
@@ -293,6 +299,10 @@ void register_session(py::module_& module) {
         .def_property_readonly("prompt", [](const Session& session) { return session.clock.prompt(); })
         .def_property_readonly("uses_dlpack",
                                [](const Session& session) { return session.access.uses_dlpack(); })
+        .def("detach", &Session::detach, "why"_a)
+        .def_property_readonly("detached_by", [](const Session& session) { return session.detached_by; })
+        .def(
+            "sync", [](Session& session) { session.engine.sync(); }, Released())
         .def(
             "close",
             [](Session& session) {

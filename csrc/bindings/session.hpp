@@ -68,6 +68,10 @@ struct Session {
         graph_task = py::getattr(torch, "_current_graph_task_id", py::none());
     }
 
+    // With on_error='detach': ends the capture because of a failure, warns of it, and the model goes on. False, and
+    // nothing done, where failures are raised. With the GIL held; throws where warnings are errors.
+    bool detach(const std::string& why);
+
     // Whether autograd is running backward: a module that runs then is the recomputation of a checkpoint.
     bool in_backward() const { return !graph_task.is_none() && graph_task().cast<int>() != -1; }
 
@@ -78,6 +82,8 @@ struct Session {
     py::object graph_task;  // torch._C._current_graph_task_id, or None where this torch has no such thing
     std::atomic<bool> closed{false};  // a tap that is still called, by a forward that goes on, does nothing
     std::vector<std::atomic<std::uint64_t>> fired;  // by tap: the calls of its module
+    bool detaches = false;
+    std::string detached_by;  // why detach() ended the capture; read and written with the GIL held
     GraphsInCapture graphs;
 };
 

@@ -200,6 +200,16 @@ void run_tap(Tap& tap, PyObject* const* arguments, Py_ssize_t count) {
     session.engine.count_tap(TickClock::since(start), bytes);
 }
 
+PyObject* detach_or_raise(Session& session, const EngineError& error) {
+    try {
+        if (session.detach(error.what())) Py_RETURN_NONE;
+        PyErr_SetString(capture_error(), error.what());
+    } catch (py::error_already_set& warning) {
+        warning.restore();
+    }
+    return nullptr;
+}
+
 PyObject* call_tap(PyObject* self, PyObject* const* arguments, Py_ssize_t count) {
     auto* tap = static_cast<Tap*>(PyCapsule_GetPointer(self, capsule_name));
     if (tap == nullptr) return nullptr;
@@ -216,7 +226,7 @@ PyObject* call_tap(PyObject* self, PyObject* const* arguments, Py_ssize_t count)
     } catch (const EngineError& error) {
         // A forward in another thread may meet the end of the block: that is no fault of the model's.
         if (closed.load(std::memory_order_relaxed)) Py_RETURN_NONE;
-        PyErr_SetString(capture_error(), error.what());
+        return detach_or_raise(*tap->session, error);
     } catch (const std::bad_alloc&) {
         PyErr_NoMemory();
     } catch (const std::exception& error) {
@@ -239,6 +249,16 @@ py::object make_tap(Tap tap) {
     PyObject* function = PyCFunction_New(&tap_method, self.ptr());
     if (function == nullptr) throw py::error_already_set();
     return py::reinterpret_steal<py::object>(function);
+}
+
+bool Session::detach(const std::string& why) {
+    if (!detaches) return false;
+    if (closed.exchange(true)) return true;
+    detached_by = why;
+    const std::string message = "the capture has ended, and the model goes on without it: " + why;
+    const py::object category = py::module_::import("neuroscope_fast.errors").attr("CaptureWarning");
+    if (PyErr_WarnEx(category.ptr(), message.c_str(), 1) != 0) throw py::error_already_set();
+    return true;
 }
 
 PyObject* capture_error() {

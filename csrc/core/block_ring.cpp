@@ -23,6 +23,7 @@ std::size_t count_blocks(std::size_t ring_bytes, std::size_t block_bytes) {
 }
 
 constexpr std::uint32_t stop_index = 0xFFFFFFFFU;
+constexpr std::uint32_t mark_index = 0xFFFFFFFEU;
 
 // With smaller blocks, one that is used for the first time would take memory for its neighbours too.
 constexpr std::size_t huge_page_bytes = std::size_t{2} << 20;
@@ -35,8 +36,8 @@ BlockRing::BlockRing(std::size_t ring_bytes, std::size_t block_bytes)
       blocks_(arena_bytes_ / block_bytes),
       usable_(blocks_.size()),
       free_(blocks_.size()),
-      full_(blocks_.size() + 1),
-      checked_(blocks_.size() + 1) {
+      full_(blocks_.size() + 2),
+      checked_(blocks_.size() + 2) {
     // Anonymous memory costs nothing until a block is first used: a small capture touches a few blocks only.
     void* memory = mmap(nullptr, arena_bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED) throw std::bad_alloc();
@@ -67,6 +68,14 @@ Block& BlockRing::acquire() {
 
 void BlockRing::submit(Block& block) { full_.push(index_of(block)); }
 
+bool BlockRing::mark() {
+    // acquire: pairs with the release in recycle(), so that the queues have room for this one.
+    if (marked_.load(std::memory_order_acquire)) return false;
+    marked_.store(true, std::memory_order_relaxed);
+    full_.push(mark_index);
+    return true;
+}
+
 void BlockRing::stop() { full_.push(stop_index); }
 
 Block* BlockRing::next() { return block_at(full_.pop()); }
@@ -78,6 +87,10 @@ void BlockRing::stop_checked() { checked_.push(stop_index); }
 Block* BlockRing::next_checked() { return block_at(checked_.pop()); }
 
 void BlockRing::recycle(Block& block) {
+    if (is_mark(block)) {
+        marked_.store(false, std::memory_order_release);  // pairs with the acquire in mark()
+        return;
+    }
     block.used = 0;
     block.carried = 0;
     block.sound = true;
@@ -87,9 +100,12 @@ void BlockRing::recycle(Block& block) {
 }
 
 std::uint32_t BlockRing::index_of(const Block& block) const {
-    return static_cast<std::uint32_t>(&block - blocks_.data());
+    return is_mark(block) ? mark_index : static_cast<std::uint32_t>(&block - blocks_.data());
 }
 
-Block* BlockRing::block_at(std::uint32_t index) { return index == stop_index ? nullptr : &blocks_[index]; }
+Block* BlockRing::block_at(std::uint32_t index) {
+    if (index == stop_index) return nullptr;
+    return index == mark_index ? &mark_ : &blocks_[index];
+}
 
 }  // namespace nsf

@@ -8,14 +8,16 @@
 //   full     in full_, after submit(); only the checking thread looks at it, and makes its bytes and segments whole.
 //   checked  in checked_, after hand_on(); only the writer thread reads it.
 //   free     again, after recycle() by the writer.
+// A mark travels the same way and holds nothing: what was submitted before it has been written when the writer meets it.
 //
 // Contract
-//   Producer: acquire(), submit(), stop(); one thread at a time. Checker: next(), hand_on(), stop_checked(); one thread.
+//   Producer: acquire(), submit(), mark(), stop(); one thread at a time. Checker: next(), hand_on(), stop_checked(); one thread.
 //   Writer:   next_checked(), recycle(); one thread. A single thread may be both and recycle what next() gave it.
 //   Full:     no block is free. acquire() waits; free_blocks(), which only grows for the producer, says so
 //   beforehand. A block's fields are plain: handing its index through a queue orders every access.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -88,14 +90,17 @@ class BlockRing {
 
     Block& acquire();
     void submit(Block& block);
+    // Sends a mark; false, and nothing done, while one is on its way.
+    bool mark();
+    bool is_mark(const Block& block) const { return &block == &mark_; }
     void stop();
 
-    // The next full block, or nullptr once stop() was called and everything before it was returned.
+    // The next full block or mark, or nullptr once stop() was called and everything before it was returned.
     Block* next();
     void hand_on(Block& block);
     void stop_checked();
 
-    // The next block that was handed on, or nullptr once stop_checked() was called and all of them were returned.
+    // The next block or mark that was handed on, or nullptr once stop_checked() was called and all of them were returned.
     Block* next_checked();
     void recycle(Block& block);
 
@@ -108,8 +113,10 @@ class BlockRing {
     std::byte* arena_ = nullptr;
     std::size_t arena_bytes_ = 0;
     std::vector<Block> blocks_;
-    std::size_t usable_ = 0;   // of blocks_: all of them, unless limit() was called
-    std::size_t touched_ = 0;  // blocks before this one have been used; the producer's own
+    Block mark_;
+    std::atomic<bool> marked_{false};  // a mark is on its way
+    std::size_t usable_ = 0;           // of blocks_: all of them, unless limit() was called
+    std::size_t touched_ = 0;          // blocks before this one have been used; the producer's own
     IndexQueue<> free_;
     IndexQueue<> full_;
     IndexQueue<> checked_;

@@ -25,7 +25,8 @@ std::uint64_t watch_forks() {
 
 std::unique_ptr<Sink> make_sink(const EngineOptions& options, const std::vector<Stream>& streams) {
     if (options.folder.empty()) return std::make_unique<MemorySink>();
-    return std::make_unique<DiskSink>(options.folder, options.direct_io, streams);
+    return std::make_unique<DiskSink>(options.folder, options.direct_io, streams,
+                                      options.durability.at_close);
 }
 
 }  // namespace
@@ -56,6 +57,10 @@ Engine::Engine(EngineOptions options, std::vector<Stream> streams, const Transfe
       memory_(dynamic_cast<MemorySink*>(sink_.get())) {
     for (const Stream& stream : streams_) escaped_id_bytes_.push_back(json_escape(stream.hook_id).size());
     worker_ = std::make_unique<Worker>(ring_, *sink_, transfer_.get());
+    if (memory_ == nullptr && options_.durability.seconds > 0) {
+        const std::chrono::duration<double> interval(options_.durability.seconds);
+        pulse_ = std::make_unique<Pulse>(interval, [this] { sync_now_and_then(); });
+    }
 }
 
 Engine::~Engine() {
@@ -63,6 +68,7 @@ Engine::~Engine() {
         // The thread, and perhaps the producer mutex, are those of the parent at the moment of the fork. What
         // is left here may not be destroyed in order; the process is short-lived or never asked for this
         // engine.
+        static_cast<void>(pulse_.release());
         static_cast<void>(worker_.release());
         static_cast<void>(transfer_.release());
         static_cast<void>(sink_.release());
@@ -131,6 +137,48 @@ void Engine::hand_over_all() {
     for (auto& each : lanes_) {
         if (each) hand_over(*each);
     }
+}
+
+// Sends all that is stored to the writer, and a mark behind it; false where a mark is on its way already.
+bool Engine::start_sync() {
+    breaking([&] { hand_over_all(); });
+    if (!ring_.mark()) return false;
+    ++marks_;
+    unsynced_ = 0;
+    return true;
+}
+
+void Engine::count_unsynced(std::uint64_t bytes) {
+    unsynced_ += std::max<std::uint64_t>(bytes, 1);  // an empty record is one too
+    const std::uint64_t limit = options_.durability.bytes;
+    // Where a mark is on its way the next record tries again.
+    if (limit > 0 && unsynced_ >= limit && memory_ == nullptr) start_sync();
+}
+
+// On a thread of its own.
+void Engine::sync_now_and_then() {
+    if (forked()) return;
+    const ProducerLock lock(*this);
+    if (closed_ || broken_ || worker_->failed() || unsynced_ == 0) return;
+    try {
+        start_sync();
+    } catch (const EngineError&) {
+        // broken_ has it for the next tap and for close().
+    }
+}
+
+void Engine::sync() {
+    check_process();
+    std::uint64_t wanted = 0;
+    for (bool sent = false; !sent;) {
+        worker_->wait_for_marks(wanted);  // the one that is on its way
+        const ProducerLock lock(*this);
+        check_usable();
+        sent = start_sync();
+        wanted = marks_;
+    }
+    worker_->wait_for_marks(wanted);
+    if (worker_->failed()) throw *worker_->failure();
 }
 
 Block& Engine::acquire_block(Lane& to, const Record& record, const Placement& placement,
@@ -274,6 +322,7 @@ void Engine::store(const Origin& origin, const Kept& kept, DType target, DType c
         take_back(record.sequence);
         throw;
     }
+    count_unsynced(record.bytes + (source.quantizes() ? scale.bytes : 0));
 }
 
 // What a block already says of a record that did not come to be.
@@ -306,8 +355,10 @@ void Engine::after_replay(GraphSlots& slots, void* stream) {
 }
 
 void Engine::close() {
-    if (forked()) return;  // the mutex may have been held at the fork
+    if (forked()) return;          // the mutex may have been held at the fork
+    std::unique_ptr<Pulse> ended;  // waits for what may wait for the mutex: destroyed after the lock
     const ProducerLock lock(*this);
+    ended = std::move(pulse_);
     if (!closed_) {
         closed_ = true;
         for (auto& each : lanes_) {
@@ -340,6 +391,7 @@ Stats Engine::stats() const {
     const ProducerLock lock(*this);
     Stats stats;
     stats.records = worker_->log().size();
+    stats.acknowledged = sink_->acknowledged();
     stats.bytes_in = bytes_in_.load(std::memory_order_relaxed);
     stats.bytes_written = worker_->bytes_written();
     stats.stalls = stalls_;

@@ -33,6 +33,7 @@
 #include "core/device.hpp"
 #include "core/error.hpp"
 #include "core/positions.hpp"
+#include "core/pulse.hpp"
 #include "core/record.hpp"
 #include "core/record_form.hpp"
 #include "core/record_source.hpp"
@@ -44,15 +45,24 @@
 
 namespace nsf {
 
+// How far behind the disk may be. A shard that is full is always made durable, unless it is left to the close; beyond
+// that, everything is whenever so many bytes have been stored since the last time, or so many seconds have passed.
+struct Durability {
+    bool at_close = false;
+    std::uint64_t bytes = 0;  // 0: never
+    double seconds = 0;       // 0: never
+};
+
 enum class Overflow : std::uint8_t { block, drop, fail };
 
 struct EngineOptions {
     std::string folder;  // empty: the memory sink
-    std::size_t ring_bytes = std::size_t{256} << 20;
+    std::size_t ring_bytes = std::size_t{64} << 20;
     std::size_t block_bytes = std::size_t{4} << 20;
     std::uint64_t shard_bytes = std::uint64_t{4} << 30;
     Overflow overflow = Overflow::block;
     bool direct_io = true;
+    Durability durability;
     CastRules cast_rules;
 };
 
@@ -88,6 +98,8 @@ class Engine {
     // A forward pass has ended: what it left on devices is brought to the host in one batch for each of them.
     // Errors are kept for the next submit() or close(), so that they do not come out of the model's own call.
     void end_step();
+    // Makes all that has been stored durable, and returns when it is. Throws the first error of the writer.
+    void sync();
     // Whether end_step() has anything to do.
     bool uses_devices() const { return devices_used_.load(std::memory_order_relaxed); }
     void close();
@@ -146,6 +158,9 @@ class Engine {
     Block& acquire_block(Lane& lane, const Record& record, const Placement& placement, RecordSource& source);
     void hand_over(Lane& lane);
     void hand_over_all();
+    bool start_sync();
+    void count_unsynced(std::uint64_t bytes);
+    void sync_now_and_then();
     void store(const Origin& origin, const Kept& kept, DType target, DType computed, RecordSource& source);
     DeviceTransfer& usable_transfer();
     [[noreturn]] static void refuse_captured();
@@ -180,6 +195,8 @@ class Engine {
     std::uint64_t stalls_ = 0;
     std::chrono::nanoseconds stalled_{0};
     std::size_t peak_blocks_ = 0;
+    std::uint64_t unsynced_ = 0;  // bytes stored since the last mark
+    std::uint64_t marks_ = 0;     // sent through the ring
     bool closed_ = false;
     std::optional<EngineError> broken_;  // why nothing more is stored
     std::atomic<bool> devices_used_{false};
@@ -189,7 +206,8 @@ class Engine {
     const TickClock tick_clock_;
     std::atomic<std::uint64_t> bytes_in_{0};
 
-    std::unique_ptr<Worker> worker_;  // last: it uses ring, transfer and sink
+    std::unique_ptr<Worker> worker_;  // uses ring, transfer and sink
+    std::unique_ptr<Pulse> pulse_;    // last: it uses everything; null without Durability::seconds
 };
 
 }  // namespace nsf

@@ -43,6 +43,8 @@ bool Engine::try_submit(const RecordForm& form, const Origin& origin, const std:
     if (block.used + form.bytes >= ring_.block_bytes() || block.segments.size() + 1 >= max_segments)
         return false;
     if (to->plan.would_open_shard(form.bytes, form.entry_bound)) return false;
+    const std::uint64_t limit = options_.durability.bytes;
+    if (limit > 0 && unsynced_ + form.bytes >= limit) return false;
 
     Segment& segment = block.segments.emplace_back();  // may throw, so it comes before what changes anything
     const Placement placement = to->plan.place(form.bytes, form.entry_bound);
@@ -64,6 +66,7 @@ bool Engine::try_submit(const RecordForm& form, const Origin& origin, const std:
     segment.last = true;
     form.cast(data, block.data + block.used, static_cast<std::size_t>(form.elements));
     block.used += form.bytes;
+    unsynced_ += form.bytes;
     ++small_records_;
     return true;
 }

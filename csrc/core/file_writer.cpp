@@ -29,20 +29,6 @@ void sync_descriptor(int descriptor, const std::string& path) {
         throw system_error("sync", path, errno);
 }
 
-void sync_folder(const std::string& path) {
-    const std::size_t slash = path.rfind('/');
-    const std::string folder = slash == std::string::npos ? "." : path.substr(0, slash + 1);
-    const int descriptor = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (descriptor < 0) throw system_error("open", folder, errno);
-    try {
-        sync_descriptor(descriptor, folder);
-    } catch (...) {
-        ::close(descriptor);
-        throw;
-    }
-    ::close(descriptor);
-}
-
 }  // namespace
 
 FileWriter::FileWriter(std::string path, bool want_direct) : path_(std::move(path)) {
@@ -109,6 +95,20 @@ void FileWriter::close() {
     if (descriptor_ < 0) return;
     const int descriptor = std::exchange(descriptor_, -1);
     if (::close(descriptor) != 0 && errno != EINTR) fail("close");
+}
+
+void sync_folder(const std::string& path) {
+    const std::size_t slash = path.rfind('/');
+    const std::string folder = slash == std::string::npos ? "." : path.substr(0, slash + 1);
+    const int descriptor = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (descriptor < 0) throw system_error("open", folder, errno);
+    try {
+        sync_descriptor(descriptor, folder);
+    } catch (...) {
+        ::close(descriptor);
+        throw;
+    }
+    ::close(descriptor);
 }
 
 void publish_file(const std::string& from, const std::string& to) {

@@ -35,6 +35,9 @@ class FileWriter {
     std::uint64_t end_ = 0;  // where append() continues
 };
 
+// Makes the names in the folder of this file durable.
+void sync_folder(const std::string& path);
+
 // Renames within one folder and makes the new name durable.
 void publish_file(const std::string& from, const std::string& to);
 

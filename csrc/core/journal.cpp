@@ -10,7 +10,7 @@ namespace {
 constexpr std::uint32_t format_version = 1;
 constexpr std::size_t prefix_bytes = 8;  // payload length and CRC
 
-enum Kind : std::uint8_t { stream_entry = 1, note_entry = 2, record_entry = 3 };
+enum Kind : std::uint8_t { stream_entry = 1, note_entry = 2, record_entry = 3, acknowledgement = 4 };
 
 }  // namespace
 
@@ -80,9 +80,14 @@ void Journal::flush() {
     buffer_.clear();
 }
 
-void Journal::close() {
+void Journal::acknowledge(std::uint64_t records) {
+    begin_entry(acknowledgement);
+    put(records, 8);
+    end_entry();
+    flush();
     file_.sync();
-    file_.close();
 }
+
+void Journal::close() { file_.close(); }
 
 }  // namespace nsf

@@ -20,7 +20,9 @@ class Journal {
 
     void add(const Record& record, const Stream& stream);
     void flush();
-    // Makes the file durable and closes it: its shard is whole.
+    // Notes that the bytes of the first `records` records are durable, and makes the entries so too.
+    void acknowledge(std::uint64_t records);
+    // Its shard is whole, and all of it acknowledged.
     void close();
 
   private:

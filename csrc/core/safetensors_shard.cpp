@@ -71,6 +71,16 @@ void SafetensorsShard::add(const Record& record, const Stream& stream) {
     journal_.add(record, stream);
 }
 
+void SafetensorsShard::sync() {
+    if (unsynced() == 0) return;
+    file_.sync();
+    if (!is_named_) sync_folder(name_);
+    is_named_ = true;
+    // Only now: an entry that says so may reach the disk before anything else that is written with it.
+    journal_.acknowledge(records_.size());
+    synced_ = records_.size();
+}
+
 void SafetensorsShard::publish(const std::vector<Stream>& streams) {
     std::string header =
         "{\"__metadata__\":{\"format\":\"pt\",\"writer\":\"neuroscope-fast\",\"format_version\":\"1\"}";
@@ -89,6 +99,7 @@ void SafetensorsShard::publish(const std::vector<Stream>& streams) {
     file_.sync();
     file_.close();
     // The journal stays until the metadata JSON stands: it alone knows positions, padding and source dtypes.
+    journal_.acknowledge(records_.size());
     journal_.close();
     publish_file(name_ + ".partial", name_);
 }

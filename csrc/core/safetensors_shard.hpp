@@ -38,6 +38,11 @@ class SafetensorsShard {
     // to whoever writes the metadata JSON.
     void publish(const std::vector<Stream>& streams);
 
+    // Makes the records added so far durable, and says so in the journal.
+    void sync();
+    // How many are not known to be durable.
+    std::size_t unsynced() const { return records_.size() - synced_; }
+
     std::uint32_t number() const { return number_; }
     std::uint64_t data_bytes() const { return data_bytes_; }
 
@@ -50,6 +55,8 @@ class SafetensorsShard {
     Journal journal_;
     std::vector<Record> records_;
     std::uint64_t data_bytes_ = 0;  // of whole records
+    std::size_t synced_ = 0;        // of records_: durable with the last sync()
+    bool is_named_ = false;         // its names in the folder are durable
 };
 
 }  // namespace nsf

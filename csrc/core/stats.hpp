@@ -7,6 +7,7 @@ namespace nsf {
 
 struct Stats {
     std::uint64_t records = 0;        // whole, in the sink
+    std::uint64_t acknowledged = 0;   // of them, durable
     std::uint64_t bytes_in = 0;       // of the captured tensors, before casts and selections
     std::uint64_t bytes_written = 0;  // to the sink
     std::uint64_t stalls = 0;         // times that a tap waited for a free block

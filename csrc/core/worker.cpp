@@ -1,26 +1,13 @@
 #include "core/worker.hpp"
 
-#include <pthread.h>
-#include <signal.h>
-
 #include <cstring>
 #include <exception>
 #include <new>
 
 #include "core/checksum.hpp"
+#include "core/signals.hpp"
 
 namespace nsf {
-
-namespace {
-
-// Signals belong to the interpreter's main thread.
-void block_signals() {
-    sigset_t all;
-    sigfillset(&all);
-    pthread_sigmask(SIG_BLOCK, &all, nullptr);
-}
-
-}  // namespace
 
 Worker::Worker(BlockRing& ring, Sink& sink, DeviceTransfer* transfer)
     : ring_(ring), sink_(sink), transfer_(transfer), writer_([this] { write(); }) {
@@ -94,6 +81,10 @@ void Worker::check() {
     block_signals();
     bool sound = true;
     while (Block* block = ring_.next()) {
+        if (ring_.is_mark(*block)) {
+            ring_.hand_on(*block);
+            continue;
+        }
         // Waited for even after a failure: the copies must not arrive in a block that is used again.
         if (!guarded([&] { receive(*block); })) sound = false;
         // Once the writer has failed nothing is written any more, so nothing needs checking.
@@ -102,6 +93,14 @@ void Worker::check() {
         ring_.hand_on(*block);
     }
     ring_.stop_checked();
+}
+
+void Worker::wait_for_marks(std::uint64_t count) const {
+    std::uint64_t met = marks_met_.load(std::memory_order_acquire);
+    while (met < count) {
+        marks_met_.wait(met, std::memory_order_acquire);
+        met = marks_met_.load(std::memory_order_acquire);
+    }
 }
 
 void Worker::store(Block& block) {
@@ -122,6 +121,14 @@ void Worker::write() {
     // Not failed(): blocks that went through before the checker failed are still written.
     bool writing = true;
     while (Block* block = ring_.next_checked()) {
+        if (ring_.is_mark(*block)) {
+            writing = writing && guarded([&] { sink_.sync(); });
+            ring_.recycle(*block);
+            // release: pairs with the acquire in wait_for_marks().
+            marks_met_.fetch_add(1, std::memory_order_release);
+            marks_met_.notify_all();
+            continue;
+        }
         writing = writing && block->sound && guarded([&] { store(*block); });
         ring_.recycle(*block);
     }

@@ -7,7 +7,7 @@
 //   Blocks are written in the order in which they were submitted, and the writer thread alone uses the sink. Neither
 //   thread touches Python or throws out of itself: the first error of the two is kept in failure(). Blocks from the one
 //   that failed on are recycled unwritten, so that no producer waits for ever; those before it are written, and the sink
-//   still publishes what is whole. join() waits for the end of the ring (BlockRing::stop()). The log may be read by
+//   still publishes what is whole. At a mark of the ring the writer has the sink make everything durable. join() waits for the end of the ring (BlockRing::stop()). The log may be read by
 //   anyone, at any time.
 #pragma once
 
@@ -63,6 +63,8 @@ class Worker {
     }  // pairs with the release in fail()
     std::optional<EngineError> failure() const;
     const RecordLog& log() const { return log_; }
+    // Waits until the writer has met so many marks, whether or not it could do what they ask for.
+    void wait_for_marks(std::uint64_t count) const;
     std::uint64_t bytes_written() const { return bytes_written_.load(std::memory_order_relaxed); }
 
   private:
@@ -86,6 +88,7 @@ class Worker {
     std::optional<EngineError> failure_;
     std::atomic<bool> failed_{false};
     std::atomic<std::uint64_t> bytes_written_{0};
+    std::atomic<std::uint64_t> marks_met_{0};
     std::thread checker_;
     std::thread writer_;  // last: the two use everything above
 };

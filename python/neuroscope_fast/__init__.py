@@ -13,6 +13,7 @@ from .options import CaptureOptions
 from .reader import Run, RunIncompleteWarning
 from .reader import open_run as open
 from .records import json_schema
+from .repair import recover_run as recover
 from .report import render
 from .spec import HookSpec, parse_hooks
 
@@ -36,5 +37,6 @@ __all__ = [
     "json_schema",
     "open",
     "parse_hooks",
+    "recover",
     "render",
 ]

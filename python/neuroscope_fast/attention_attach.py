@@ -52,10 +52,10 @@ def attach_attention(
     for path, taps in found.items():
         module = model.get_submodule(path)
         if calls_attention_function(module):
-            listeners[id(module)] = AttentionTaps(module, taps)
+            listeners[id(module)] = AttentionTaps(module, taps, session.detach)
         else:
             computed = [each for each in taps if isinstance(each, ComputedAttentionTap)]
-            attachment.add_hook(module, returned_pattern_hook(module, computed))
+            attachment.add_hook(module, returned_pattern_hook(module, computed, session.detach))
     if listeners:
         attachment.listen(Listening(listeners))
 

@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def returned_pattern_hook(module: nn.Module, taps: list[ComputedAttentionTap]) -> Callable[..., None]:
-    """A forward hook that the compiler does not enter."""
+def returned_pattern_hook(
+    module: nn.Module, taps: list[ComputedAttentionTap], detach: Callable[[str], bool]
+) -> Callable[..., None]:
+    """A forward hook that the compiler does not enter. `detach`: see `AttentionTaps`."""
     disable: Any = torch.compiler.disable
     reason = "neuroscope-fast captures the pattern that this attention returns"
-    return functools.partial(disable(_call, reason=reason), _ReturnedPattern(module, taps))
+    return functools.partial(disable(_call, reason=reason), _ReturnedPattern(module, taps, detach))
 
 
 def _call(returned: _ReturnedPattern, module: nn.Module, args: Any, output: Any) -> None:
@@ -29,9 +31,10 @@ def _call(returned: _ReturnedPattern, module: nn.Module, args: Any, output: Any)
 
 
 class _ReturnedPattern:
-    def __init__(self, module: nn.Module, taps: list[ComputedAttentionTap]) -> None:
+    def __init__(self, module: nn.Module, taps: list[ComputedAttentionTap], detach: Callable[[str], bool]) -> None:
         self._module = weakref.ref(module)
         self._taps = taps
+        self._detach = detach
         self._heads = head_count(module, "query")
         self._index: int | None = None
         """Which of the things it returns the pattern is."""
@@ -42,6 +45,13 @@ class _ReturnedPattern:
     def __call__(self, module: nn.Module, _args: Any, output: Any) -> None:
         if self._module() is not module:
             return
+        try:
+            self._take(module, output)
+        except CaptureError as error:
+            if not self._detach(str(error)):
+                raise
+
+    def _take(self, module: nn.Module, output: Any) -> None:
         with torch.no_grad():
             items = {index: item.detach() for index, item in enumerate(_beside(output)) if _has_four_axes(item)}
             fitting = {index: item for index, item in items.items() if self._fits(item, output[0])}

@@ -209,20 +209,30 @@ class ComputedAttentionTap:
 
 
 class AttentionTaps:
-    """All taps of one capture on one module. Called with each call of its attention function."""
+    """All taps of one capture on one module. Called with each call of its attention function.
 
-    def __init__(self, module: nn.Module, taps: list[StoredTap | ComputedAttentionTap]) -> None:
+    `detach` is told why a call cannot be captured; where it answers False, the error is raised.
+    """
+
+    def __init__(
+        self, module: nn.Module, taps: list[StoredTap | ComputedAttentionTap], detach: Callable[[str], bool]
+    ) -> None:
         self._module = weakref.ref(module)
         self._taps = taps
+        self._detach = detach
         self._checked: set[bool] = set()
 
     def __call__(self, given: AttentionGiven) -> None:
         if self._module() is not given.module:  # the id of a module that is gone, used again
             return
-        with torch.no_grad():
-            shared = Shared(self._checked)
-            for tap in self._taps:
-                tap.take(given, shared)
+        try:
+            with torch.no_grad():
+                shared = Shared(self._checked)
+                for tap in self._taps:
+                    tap.take(given, shared)
+        except CaptureError as error:
+            if not self._detach(str(error)):
+                raise
 
 
 def _padding(wanted: ComputedCall, query: torch.Tensor) -> torch.Tensor | None:

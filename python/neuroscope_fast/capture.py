@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
+from .durability import parse_durability
 from .errors import CaptureError, OptionError
 from .manifest import Counters
 from .options import CaptureOptions
@@ -55,7 +56,10 @@ def capture(
         description: a sentence on the analysis.
         options: `overflow` (`block`: a tap waits while the ring is full and nothing is lost; `drop`: the record is
             left out and listed in the manifest; `fail`: CaptureError), `ring_bytes`, `block_bytes`, `shard_bytes`,
-            `direct_io`, `tensor_access`, and for CUDA devices `staging_bytes` and `staging_share`.
+            `durability` (how far behind the disk may be: `close`; `shard`, each full file; a size such as `64MiB` or
+            seconds such as `5s`, after which everything is made durable), `on_error` (`raise`; `detach`: a capture that
+            fails ends with a CaptureWarning, and the model goes on without it), `direct_io`, `tensor_access`, and for
+            CUDA devices `staging_bytes` and `staging_share`.
 
     Raises HookError for hooks that cannot be on this model, OptionError for options that cannot be.
     """
@@ -90,6 +94,7 @@ class Capture:
         self._out = out
         self._overwrite = overwrite
         metadata_file_name(options.analysis)  # raises for a name that cannot be part of a file name
+        parse_durability(options.durability)
         self._plan = make_plan(resolve_hooks(model, hooks), options.dtype)
         refuse_compiled_ahead(model, self._plan)
         self._running: RunningCapture | None = None
@@ -111,6 +116,13 @@ class Capture:
         if self._result is None:
             raise CaptureError("a capture has its result once its with-block has been left")
         return self._result
+
+    def sync(self) -> None:
+        """Return when everything captured so far is durable: what `stats.acknowledged` then counts survives a crash of
+        the machine. Does nothing for a capture in memory. Raises CaptureError where the capture has failed.
+        """
+        if self._out is not None:
+            self._entered().session.sync()
 
     def next_prompt(self) -> None:
         """What runs from here on belongs to the next prompt: its steps are counted from 0 again."""

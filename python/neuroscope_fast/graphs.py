@@ -210,8 +210,8 @@ class GraphWatch:
             return
         try:
             yield from recorded.replay(passes)
-        except CaptureError:
-            if self._passes is not None:
+        except CaptureError as error:
+            if self._passes is not None and not self._session.detach(str(error)):
                 raise
 
     def forget(self, graph: Any) -> None:

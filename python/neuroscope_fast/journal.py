@@ -24,11 +24,13 @@ VERSION = 1
 ALIGNMENT = 4096  # of the first tensor byte in the shard
 
 _HEADER = struct.Struct("<8sIIQII")
+JOURNAL_HEADER_BYTES = _HEADER.size
 _ENTRY = struct.Struct("<II")
 _STREAM = struct.Struct("<IB")
 _RECORD_FRONT = struct.Struct("<IIIIBBH")
 _RECORD_BACK = struct.Struct("<QQI")
-_STREAM_KIND, _NOTE_KIND, _RECORD_KIND = 1, 2, 3
+_STREAM_KIND, _NOTE_KIND, _RECORD_KIND, _ACKNOWLEDGEMENT_KIND = 1, 2, 3, 4
+_COUNT = struct.Struct("<Q")
 
 
 class JournalHeaderError(RunError):
@@ -69,12 +71,15 @@ class JournalRecord:
 
 @dataclass(frozen=True)
 class Journal:
-    """The whole part of a journal. `torn`: bytes stand behind it that are no whole entry."""
+    """The whole part of a journal. `torn`: bytes stand behind it that are no whole entry. `acknowledged`: so many
+    of the records, from the first, have been made durable.
+    """
 
     dtype: DType
     data_start: int
     records: list[JournalRecord]
     torn: bool
+    acknowledged: int = 0
 
 
 class _BadEntry(Exception):
@@ -90,7 +95,7 @@ def parse_journal(data: bytes, name: str) -> Journal:
     records: list[JournalRecord] = []
     streams: dict[int, tuple[str, bool, bool]] = {}
     note = StepNote()
-    position, end_of_data = _HEADER.size, 0
+    position, end_of_data, acknowledged = _HEADER.size, 0, 0
     while True:
         payload = _entry_at(data, position)
         if payload is None:
@@ -108,12 +113,17 @@ def parse_journal(data: bytes, name: str) -> Journal:
                     raise _BadEntry
                 end_of_data = record.end
                 records.append(record)
+            elif kind == _ACKNOWLEDGEMENT_KIND:
+                (count,) = _COUNT.unpack(rest)
+                if not acknowledged <= count <= len(records):
+                    raise _BadEntry
+                acknowledged = count
             else:
                 raise _BadEntry
         except (_BadEntry, struct.error, UnicodeDecodeError, msgspec.MsgspecError, RecursionError):
             break
         position += _ENTRY.size + len(payload)
-    return Journal(dtype, data_start, records, torn=position != len(data))
+    return Journal(dtype, data_start, records, torn=position != len(data), acknowledged=acknowledged)
 
 
 def _parse_header(data: bytes, name: str) -> tuple[DType, int]:

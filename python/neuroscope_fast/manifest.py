@@ -57,9 +57,12 @@ class ManifestHook(Struct, kw_only=True):
 
 
 class Counters(Struct, kw_only=True):
-    """What the engine counted. Bytes are bytes, times are seconds."""
+    """What the engine counted. Bytes are bytes, times are seconds; `records` are stored tensors, and of them those
+    `acknowledged` are durable.
+    """
 
     records: Count = 0
+    acknowledged: Count = 0
     bytes_in: Count = 0
     bytes_written: Count = 0
     stalls: Count = 0
@@ -119,6 +122,29 @@ class Checksums(Struct):
             raise RunError(f"the checksums in {MANIFEST_FILE} cannot be read: {error}") from error
 
 
+class LostTensor(Struct, frozen=True, gc=False):
+    """A tensor that a journal names, and whose bytes are not there, or are others."""
+
+    file: str
+    key: str
+    reason: str
+
+
+class Recovery(Struct, kw_only=True):
+    """What `recover` did to a run.
+
+    `shards`: those whose journals it read. `acknowledged`: how many of their tensors the capture had made durable and
+    said so. `unreadable`: files that were left as they are. `problems`: in words.
+    """
+
+    at: str
+    shards: list[str] = []
+    acknowledged: Count = 0
+    lost: list[LostTensor] = []
+    unreadable: list[str] = []
+    problems: list[str] = []
+
+
 class Manifest(Struct, kw_only=True):
     """`capture.json`."""
 
@@ -138,6 +164,7 @@ class Manifest(Struct, kw_only=True):
     warnings: list[str] = []
     dropped: list[Dropped] = []
     checksums: Checksums = msgspec.field(default_factory=Checksums)
+    recovery: Recovery | None = None
 
 
 class _Versioned(Struct):

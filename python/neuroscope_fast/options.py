@@ -23,6 +23,8 @@ class CaptureOptions(msgspec.Struct, frozen=True, kw_only=True):
     ring_bytes: Size = 64 * MIB
     block_bytes: Size = 4 * MIB
     shard_bytes: Size = 4096 * MIB
+    durability: str = "shard"
+    on_error: Literal["raise", "detach"] = "raise"
     direct_io: bool = True
     staging_bytes: Size = 256 * MIB
     staging_share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.1

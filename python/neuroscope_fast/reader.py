@@ -134,17 +134,18 @@ def open_run(path: str | os.PathLike[str]) -> Run:
     not known here.
     """
     folder = Path(path)
-    manifest = _read_manifest(folder)
+    manifest = read_manifest(folder)
     live = manifest.status == "writing" and _is_locked(folder)
     if manifest.status == "writing" and not live:
-        manifest = _read_manifest(folder)  # it may have been closed between the two looks
-    run = _open_complete(folder, manifest) if manifest.status == "complete" else _open_rest(folder, manifest, live)
+        manifest = read_manifest(folder)  # it may have been closed between the two looks
+    run = _open_complete(folder, manifest) if manifest.status == "complete" else open_unfinished(folder, manifest, live)
     if run.notice is not None:
         warnings.warn(run.notice, RunIncompleteWarning, stacklevel=2)
     return run
 
 
-def _read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a run directory. Raises RunError, which says what `folder` is where it is none."""
     path = folder / MANIFEST_FILE
     try:
         return decode_manifest(path.read_bytes(), str(path))
@@ -192,8 +193,8 @@ def _open_complete(folder: Path, manifest: Manifest) -> Run:
     return Run(metadata, manifest, DirectorySource(folder), folder, undecoded=undecoded)
 
 
-def _open_rest(folder: Path, manifest: Manifest, live: bool) -> Run:
-    """A run that is still written, or was interrupted, or failed."""
+def open_unfinished(folder: Path, manifest: Manifest, live: bool = False) -> Run:
+    """A run that is still written (`live`), or was interrupted, or failed."""
     try:
         read = _read_metadata(folder, manifest)
     except RunError:
@@ -217,7 +218,11 @@ def _open_rest(folder: Path, manifest: Manifest, live: bool) -> Run:
     unpublished = [name for name in found.journals if not (folder / name).exists()]
     if unpublished and crc32c is None and not live:
         notice += ", their checksums not looked at"
+    if manifest.recovery is not None and manifest.recovery.lost:
+        notice += f", {len(manifest.recovery.lost)} tensors were lost"
     notice = "; ".join([notice, *found.problems])
+    if not live and (killed or unpublished):
+        notice += f"; `neuroscope-fast recover {folder}` makes it a run with all its files"
     source = DirectorySource(folder, found.journals)
     return Run(metadata, manifest, source, folder, notice=notice, status="interrupted" if killed else manifest.status)
 

@@ -33,6 +33,8 @@ from .records import (
 from .shard_file import ShardFile
 
 PARTIAL = ".partial"
+LOST_KEY = "__lost__/at-"
+"""Begins the key of bytes in a repaired shard that are no record's."""
 JOURNAL = ".journal"
 Crc32c = Callable[[memoryview], int]
 
@@ -59,18 +61,17 @@ class Recovered:
 def recover(folder: Path, manifest: Manifest, *, published: bool, crc32c: Crc32c | None = None) -> Recovered:
     """The records of every whole tensor in `folder`, for each hook of the manifest in the order of capture.
 
-    `published`: take those of published shards too, for a run whose metadata JSON does not name them.
+    `published`: take those of published shards without a journal too, for a run whose metadata JSON does not name them.
     `crc32c`: leave out what is in an open shard and does not have the checksum that its journal says.
     """
     result = Recovered({hook_id: [] for hook_id in manifest.hooks})
     found: dict[str, _Found] = {}
-    for name in _shard_names(folder):
-        journal = _read_journal(folder / (name + JOURNAL), result.problems)
+    for name, journal in read_journals(folder, result.problems).items():
         if journal is not None:
             result.journals[name] = journal
         try:
             if (folder / name).exists():
-                if published:
+                if published or journal is not None:
                     found.update(_in_published_shard(folder, name, journal))
             elif journal is None:
                 result.problems.append(f"{name}{PARTIAL} has no journal that can be read")
@@ -82,6 +83,13 @@ def recover(folder: Path, manifest: Manifest, *, published: bool, crc32c: Crc32c
             result.problems.append(str(error))
     result.activations = _records(manifest, found, result.problems)
     return result
+
+
+def read_journals(folder: Path, problems: list[str]) -> dict[str, Journal | None]:
+    """By the final name of every shard that is there, published or not: its journal, None where there is none that can
+    be read, which is said in `problems`.
+    """
+    return {name: _read_journal(folder / (name + JOURNAL), problems) for name in _shard_names(folder)}
 
 
 def _shard_names(folder: Path) -> list[str]:
@@ -106,6 +114,8 @@ def _read_journal(path: Path, problems: list[str]) -> Journal | None:
 def _in_published_shard(folder: Path, name: str, journal: Journal | None) -> Iterator[tuple[str, _Found]]:
     notes = {record.key: record for record in journal.records} if journal else {}
     for key, entry in ShardFile.published(folder / name).entries.items():
+        if key.startswith(LOST_KEY):
+            continue
         said = notes.get(key)
         yield (
             key,

@@ -34,6 +34,25 @@ def report_file_name(metadata_file: str) -> str:
     return metadata_file.removesuffix(".json") + "_format.md"
 
 
+def lock_folder(path: Path) -> int:
+    """A descriptor of the folder that holds an exclusive lock on it until it is closed, or the process ends.
+
+    Raises CaptureError where another process holds it, and OSError where the folder cannot be opened. A file system
+    without locks gives none: a reader then takes a run that is being written for a killed one.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise CaptureError(
+            f"another process is writing to {path}: wait for its end, or choose another folder"
+        ) from None
+    except OSError:
+        pass
+    return descriptor
+
+
 _locked: weakref.WeakSet[RunDirectory] = weakref.WeakSet()
 
 
@@ -57,25 +76,15 @@ class RunDirectory:
         self.metadata_file = metadata_file
         try:
             path.mkdir(parents=True, exist_ok=True)
-            self._descriptor = os.open(path, os.O_RDONLY)
+            self._descriptor = lock_folder(path)
         except OSError as error:
             raise CaptureError(f"cannot create the run directory {path}: {error.strerror}") from error
         _locked.add(self)
         try:
-            self._lock()
             self._clear(overwrite)
         except BaseException:
             self.release()
             raise
-
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise CaptureError(f"another capture is writing to {self.path}: choose another folder") from None
-        except OSError:
-            # No locks on this file system: a reader then takes a run that is being written for a killed one.
-            pass
 
     def _clear(self, overwrite: bool) -> None:
         standing = self._files_of_a_run()

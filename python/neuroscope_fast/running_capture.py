@@ -16,6 +16,7 @@ import msgspec
 from .attachment import Attachment
 from .collect import Collected, checksums_of, collect, collect_dropped, never_ran
 from .devices import device_counters
+from .durability import parse_durability
 from .environment import float8_rules, model_info, versions
 from .errors import CaptureError, CaptureWarning, OptionError
 from .manifest import INDEX_FILE, MANIFEST_FILE, Counters, Manifest, ManifestHook, Status, encode_index, encode_manifest
@@ -68,6 +69,7 @@ class RunningCapture:
         self._graph_warnings: list[str] = []
         self._directory: RunDirectory | None = None
         e4m3_saturates, e5m2_saturates = float8_rules()
+        durability = parse_durability(options.durability)
         if out is not None:
             self._directory = RunDirectory(out, self._metadata_file, overwrite=overwrite)
         try:
@@ -78,6 +80,10 @@ class RunningCapture:
                 ring_bytes=options.ring_bytes,
                 block_bytes=options.block_bytes,
                 shard_bytes=options.shard_bytes,
+                sync_at_close=durability.at_close,
+                sync_bytes=durability.bytes,
+                sync_seconds=durability.seconds,
+                detaches=options.on_error == "detach",
                 overflow=options.overflow,
                 direct_io=options.direct_io,
                 e4m3_saturates=e4m3_saturates,
@@ -166,8 +172,9 @@ class RunningCapture:
     def finish(self, status: Status, cause: str | None) -> None:
         """Take the hooks off, bring everything to its place, and make `result`. Does its work once.
 
-        Raises CaptureError where the engine failed or a file could not be written; what could be saved is. An interrupt
-        while the ring drains is raised when all is written.
+        Raises CaptureError where the engine failed or a file could not be written; what could be saved is. With
+        on_error='detach' that is a CaptureWarning, and `result` has what is whole. An interrupt while the ring drains
+        is raised when all is written.
         """
         interrupt: KeyboardInterrupt | None = None
         with self._lock:
@@ -186,20 +193,24 @@ class RunningCapture:
                     interrupt = error
             if interrupt is not None and status == "complete":
                 status, cause = "interrupted", "KeyboardInterrupt"
+            if self.session.detached_by:
+                status, cause = "failed", self.session.detached_by
             try:
                 self._write(status, cause)
             except CaptureError as error:
                 self._write_failure(str(failure or error))
-                if failure is None:
-                    raise
-                raise failure from error
+                if failure is not None:
+                    failure.__cause__ = error
+                failure = failure or error
             finally:
                 self.finished = True
                 self._observer = self._compiled = None
                 if self._directory is not None:
                     self._directory.release()
-        if failure is not None:
+        if failure is not None and self.options.on_error == "raise":
             raise failure
+        if failure is not None and not self.session.detached_by:  # otherwise it has been said
+            warnings.warn(f"the capture is not whole: {failure}", CaptureWarning, stacklevel=3)
         if interrupt is not None:
             raise interrupt
 

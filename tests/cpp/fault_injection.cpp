@@ -55,6 +55,7 @@ ssize_t __real_pwrite(int descriptor, const void* data, std::size_t size, off_t 
 int __real_fsync(int descriptor);
 int __real_ftruncate(int descriptor, off_t size);
 int __real_close(int descriptor);
+int __real_rename(const char* from, const char* to);
 
 int __wrap_open(const char* path, int flags, ...) {
     mode_t mode = 0;
@@ -86,6 +87,10 @@ int __wrap_ftruncate(int descriptor, off_t size) {
 
 int __wrap_close(int descriptor) {
     return carry_out(ask(&Faults::close, descriptor), [&] { return __real_close(descriptor); });
+}
+
+int __wrap_rename(const char* from, const char* to) {
+    return carry_out(ask(&Faults::rename, from, to), [&] { return __real_rename(from, to); });
 }
 
 }  // extern "C"

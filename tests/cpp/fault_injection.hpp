@@ -33,6 +33,7 @@ struct Faults {
     std::function<Verdict(int descriptor)> fsync;
     std::function<Verdict(int descriptor)> ftruncate;
     std::function<Verdict(int descriptor)> close;
+    std::function<Verdict(const char* from, const char* to)> rename;
 };
 
 // The hooks are in force while this object lives. One at a time; made before the engine whose thread they

@@ -129,6 +129,28 @@ TEST(BlockRing, CheckedBlocksComeInOrderAndThenTheEnd) {
     EXPECT_TRUE(ring.acquire().sound);
 }
 
+TEST(BlockRing, AMarkComesBehindWhatWasSubmittedAndThereIsOneAtATime) {
+    BlockRing ring(2 * 4096, 4096);
+    Block& first = ring.acquire();
+    Block& second = ring.acquire();
+    ring.submit(first);
+    ring.submit(second);
+    EXPECT_TRUE(ring.mark());
+    EXPECT_FALSE(ring.mark());
+    ring.stop();
+    EXPECT_EQ(ring.next(), &first);
+    EXPECT_EQ(ring.next(), &second);
+    Block* mark = ring.next();
+    ASSERT_TRUE(ring.is_mark(*mark));
+    EXPECT_FALSE(ring.is_mark(first));
+    for (Block* block : {&first, &second, mark}) ring.hand_on(*block);
+    ring.stop_checked();
+    for (int i = 0; i < 3; ++i) ring.recycle(*ring.next_checked());
+    EXPECT_EQ(ring.next_checked(), nullptr);
+    EXPECT_EQ(ring.free_blocks(), 2U);
+    EXPECT_TRUE(ring.mark());
+}
+
 TEST(BlockRing, StopOfAnEmptyRing) {
     BlockRing ring(4096, 4096);
     ring.stop();

@@ -46,6 +46,31 @@ void expect_part_of(const Tensors& got, const Tensors& expected) {
     }
 }
 
+// After a failed fsync nobody knows what is there: the shard keeps its journal, and no later one may call it whole.
+TEST(EngineFaults, AFailedSyncEndsTheCaptureAndIsNotTriedAgain) {
+    std::atomic<int> syncs{0};
+    Faults hooks;
+    hooks.fsync = [&](int descriptor) {
+        if (!is_file(descriptor, ".partial")) return Verdict::pass();
+        return ++syncs == 2 ? Verdict::fail(EIO) : Verdict::pass();
+    };
+    const InjectFaults faults(hooks);
+    Capture capture(Place::direct, small_options());
+    capture.submit(DType::u8, {1000});
+    capture.engine->sync();
+    EXPECT_EQ(capture.engine->stats().acknowledged, 1U);
+    capture.submit(DType::u8, {1000});
+    const std::string error = engine_error([&] { capture.engine->sync(); });
+    EXPECT_NE(error.find("cannot sync"), std::string::npos) << error;
+    EXPECT_NE(error.find("activations-uint8-00000.safetensors.partial"), std::string::npos) << error;
+    EXPECT_NE(error.find("errno 5"), std::string::npos) << error;
+    EXPECT_EQ(engine_error([&] { capture.submit(DType::u8, {1}); }), error);
+    EXPECT_EQ(engine_error([&] { capture.engine->close(); }), error);
+    EXPECT_EQ(capture.engine->stats().acknowledged, 1U);
+    EXPECT_EQ(syncs, 2);
+    EXPECT_TRUE(std::filesystem::exists(capture.folder() / "activations-uint8-00000.safetensors.partial"));
+}
+
 TEST(EngineFaults, AFullDiskKeepsWhatIsWhole) {
     const InjectFaults faults(full_from((64 << 10) + 5 * 4096));
     Capture capture(Place::direct, small_options());

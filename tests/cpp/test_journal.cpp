@@ -144,6 +144,17 @@ TEST_F(JournalTest, ANoteHoldsUntilTheNext) {
     EXPECT_EQ(read_file(path_), expected);
 }
 
+TEST_F(JournalTest, AnAcknowledgementIsWrittenBehindWhatItSpeaksOf) {
+    Journal journal(path_, DType::f32, 4096);
+    const Record each = record(0, scalar_);
+    journal.add(each, first_);
+    journal.acknowledge(1);
+    journal.acknowledge(0x0102030405060708);
+    EXPECT_EQ(read_file(path_), header(1, 4096) + stream_entry(0, false, first_.hook_id) +
+                                    record_entry(each) + entry(number(4, 1) + number(1, 8)) +
+                                    entry(number(4, 1) + number(0x0102030405060708, 8)));
+}
+
 TEST_F(JournalTest, EveryJournalTellsStreamsAndNotesAnew) {
     const std::string note = "{}";
     for (const char* name : {"a", "b"}) {

@@ -19,7 +19,7 @@ import typer
 
 from ..environment import package_version
 from ..errors import HookError, NeuroscopeError, OptionError
-from . import capture, components, demo, doctor, report, show, verify
+from . import capture, components, demo, doctor, recover, report, show, verify
 from .console import say
 
 PROGRAM = "neuroscope-fast"
@@ -41,6 +41,7 @@ for command in (
     report.report,
     components.components,
     verify.verify,
+    recover.recover,
     doctor.doctor,
 ):
     app.command()(command)

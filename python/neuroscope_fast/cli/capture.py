@@ -105,6 +105,13 @@ def capture(
     overflow: Annotated[
         str, typer.Option(metavar="POLICY", help="When the ring is full: block, drop or fail.")
     ] = "block",
+    durability: Annotated[
+        str,
+        typer.Option(metavar="WHEN", help="What is safe from a crash: close, shard, each 64MiB, or each 5s."),
+    ] = "shard",
+    on_error: Annotated[
+        str, typer.Option("--on-error", metavar="HOW", help="When capturing fails: raise, or detach and go on.")
+    ] = "raise",
     ring: Annotated[str, typer.Option(metavar="SIZE", help="The memory for what is on its way to disk.")] = "64MiB",
     shard_size: Annotated[str, typer.Option(metavar="SIZE", help="The most data in one file.")] = "4GiB",
     revision: RevisionOption = None,
@@ -148,6 +155,8 @@ def capture(
         "description": description,
         "overwrite": overwrite,
         "overflow": one_of(overflow, _OVERFLOW, "--overflow"),
+        "durability": durability,
+        "on_error": one_of(on_error, ("raise", "detach"), "--on-error"),
         **_ring_options(read_size(ring, "--ring")),
         "shard_bytes": read_size(shard_size, "--shard-size"),
     }

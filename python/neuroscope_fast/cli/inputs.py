@@ -10,13 +10,10 @@ from typing import Any
 import msgspec
 import typer
 
+from ..durability import size_in_bytes
 from ..head_options import HEAD_COMPONENTS, REDUCTIONS
 from ..prompts import Prompt, split_prompts
 from ..spec import HookSpec, parse_hooks
-
-_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
-_UNITS |= {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
-_UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 
 
 def read_prompts(texts: Sequence[str], file: Path | None, messages: Sequence[str], *, chat: bool) -> list[Prompt]:
@@ -133,9 +130,8 @@ def _positions(text: str | None) -> str | list[int] | None:
 
 def read_size(text: str, option: str) -> int:
     """Bytes, at least one: `256MiB`, `4GiB`, `500MB`, `1048576`."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
-    size = int(float(match[1]) * _UNITS.get(match[2].lower(), 0)) if match is not None else 0
-    if size < 1:
+    size = size_in_bytes(text)
+    if size is None:
         raise typer.BadParameter(f"{text!r} is no size: write it like 256MiB or 4GiB", param_hint=option)
     return size
 

@@ -1,0 +1,86 @@
+"""Makes a shard that was left open into a safetensors file: its header is written from its journal.
+
+Everything happens in place, and the file keeps its `.partial` name until all of it is durable: a repair that is killed
+anywhere is begun again.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import msgspec
+
+from .errors import RunError
+from .journal import Journal, JournalRecord
+from .recovery import LOST_KEY, PARTIAL, Crc32c
+from .shard_file import ShardFile
+
+
+def repair_shard(folder: Path, name: str, journal: Journal, crc32c: Crc32c) -> dict[str, str]:
+    """Publish `{name}.partial`: the records whose bytes have the checksums of the journal, from the first to the last
+    of them. Bytes of a record that is lost between two others stay, under a key of no hook, since a safetensors file
+    has no holes; what stands behind the last is cut off. Gives for each record that is lost the reason why, by its key.
+    Raises RunError where a file cannot be read or written.
+    """
+    path = folder / (name + PARTIAL)
+    shard = ShardFile.open_shard(path, journal)
+    kept: list[JournalRecord] = []
+    lost: dict[str, str] = {}
+    for record in journal.records:
+        if record.key not in shard.entries:
+            lost[record.key] = "its bytes had not reached the disk"
+        elif crc32c(shard.view(record.key)) != record.crc32c:
+            lost[record.key] = "its bytes are not those that were written"
+        else:
+            kept.append(record)
+    end = kept[-1].end if kept else 0
+    header = _header(journal, kept)
+    if 8 + len(header) > journal.data_start:
+        raise RunError(f"{path} has no room for a header of {len(header)} bytes: its journal is not that of a writer")
+    front = (journal.data_start - 8).to_bytes(8, "little") + header.ljust(journal.data_start - 8)
+    del shard  # and with it the mapping
+    try:
+        _write(path, front, journal.data_start + end)
+        os.rename(path, folder / name)
+        sync_folder(folder)
+    except OSError as error:
+        raise RunError(f"{path} cannot be repaired: {error.strerror}") from error
+    return lost
+
+
+def _header(journal: Journal, kept: list[JournalRecord]) -> bytes:
+    entries: dict[str, object] = {
+        "__metadata__": {"format": "pt", "writer": "neuroscope-fast", "format_version": "1"},
+    }
+    at = 0
+    for record in kept:
+        if record.begin > at:
+            size = record.begin - at
+            entries[f"{LOST_KEY}{at}"] = {"dtype": "U8", "shape": [size], "data_offsets": [at, record.begin]}
+        shape = list(record.shape)
+        offsets = [record.begin, record.end]
+        entries[record.key] = {"dtype": journal.dtype.header, "shape": shape, "data_offsets": offsets}
+        at = record.end
+    return msgspec.json.encode(entries)
+
+
+def _write(path: Path, front: bytes, size: int) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        at = 0
+        while at < len(front):
+            at += os.pwrite(descriptor, front[at:], at)
+        os.ftruncate(descriptor, size)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
