@@ -4,8 +4,8 @@
 
 Each trial forks a process that captures a small model, ends it with SIGKILL, recovers the run in other processes, some
 of which are killed too, and checks the promises of docs/reliability.md. The schedule is the seed's; when exactly a kill
-arrives is the machine's. The last line is `N trials, M tensors whole, K lost`; a broken promise is a traceback that names
-its trial.
+arrives is the machine's. The last line is `N trials, M tensors whole, K lost`; a broken promise is a traceback that
+names its trial.
 """
 
 from __future__ import annotations
@@ -142,7 +142,8 @@ def run_trial(model: nn.Module, folder: Path, trial: Trial) -> tuple[int, int]:
     whole = check(model, folder, run, trial.options["dtype"])
     assert whole >= acknowledged, f"{acknowledged} tensors were acknowledged, {whole} are there"
     recovery = run.manifest.recovery
-    assert recovery is not None and recovery.acknowledged >= acknowledged, "the manifest acknowledges less"
+    assert recovery is not None
+    assert recovery.acknowledged >= acknowledged, "the manifest acknowledges less"
     return whole, len(recovery.lost)
 
 
@@ -165,10 +166,11 @@ def check(model: nn.Module, folder: Path, run: nsf.Run, dtype: str | None) -> in
     tensors = 0
     for shard in folder.glob("*.safetensors"):
         with safe_open(shard, "pt") as file:
-            tensors += sum(not key.startswith("__lost__") for key in file.keys())
+            tensors += sum(not key.startswith("__lost__") for key in file.keys())  # noqa: SIM118 - it is no dict
     counts = [len(run[f"layers.{layer}_residual"]) for layer in range(LAYERS)]
     # In the order of capture, without a gap, each once: a prefix of what the model computed.
-    assert all(a >= b for a, b in zip(counts, counts[1:], strict=False)) and counts[0] - counts[-1] <= 1, counts
+    assert counts == sorted(counts, reverse=True), counts
+    assert counts[0] - counts[-1] <= 1, counts
     with torch.inference_mode():
         for layer in range(LAYERS):
             hook_id = f"layers.{layer}_residual"

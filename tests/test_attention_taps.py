@@ -440,7 +440,7 @@ def test_a_returned_tensor_of_another_layout_is_refused(shape: tuple[int, ...]) 
         lambda: None,
         lambda: None,
     )
-    module.register_forward_hook(returned_pattern_hook(module, [tap]))
+    module.register_forward_hook(returned_pattern_hook(module, [tap], lambda _: False))
     with pytest.raises(CaptureError, match=r"hook 'x': what the module has returned"):
         module(torch.zeros(2, 6, 8))
 

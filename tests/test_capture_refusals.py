@@ -42,7 +42,7 @@ def test_a_standing_run_is_not_overwritten(llama: nn.Module, tokens: dict[str, t
 def test_two_captures_cannot_share_a_folder(llama: nn.Module, tokens: dict[str, torch.Tensor], tmp_path: Path) -> None:
     with nsf.capture(llama, RESIDUALS, out=tmp_path / "run") as cap:
         with (
-            pytest.raises(nsf.CaptureError, match="another capture is writing"),
+            pytest.raises(nsf.CaptureError, match="another process is writing"),
             nsf.capture(llama, RESIDUALS, out=tmp_path / "run", overwrite=True),
         ):
             pass

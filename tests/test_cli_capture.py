@@ -166,7 +166,12 @@ def test_ctrl_c_leaves_a_whole_run(
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(GenerationMeter, "__call__", interrupted)
-    done = run(capsys, *main_job(folder, tmp_path / "run"))
+    # A shell starts what runs in its background with the signal ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        done = run(capsys, *main_job(folder, tmp_path / "run"))
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert done == (130, "", f"interrupted: {tmp_path / 'run'} holds what was captured until then\n")
     shown = run(capsys, "show", tmp_path / "run", "--json")
     assert json.loads(shown.out)["status"] == "interrupted"

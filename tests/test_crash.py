@@ -1,6 +1,4 @@
-"""Captures killed at random times (crash_harness.py), and the folders that a power cut leaves (test_power_cut_faults.cpp),
-recovered.
-"""
+"""Recovered: captures killed at random times (crash_harness.py), and power cuts (test_power_cut_faults.cpp)."""
 
 from __future__ import annotations
 
@@ -31,7 +29,7 @@ def test_killed_captures_keep_what_was_acknowledged() -> None:
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """A folder for each state that a cut before each system call may leave, and in each the list of what was promised."""
+    """A folder for each state that a cut before a system call may leave; in each the list of what was promised."""
     if not CPP_TESTS.exists():
         pytest.skip("the C++ tests are not built: make cpp-test")
     folder = tmp_path_factory.mktemp("images")

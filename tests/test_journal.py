@@ -131,7 +131,9 @@ def _record(
         _record(shape=(2**63, 2), size=0),  # does not wrap around to zero bytes
         _record(size=12),  # not the size of its shape
         _record(offset=8),  # a hole
-        journal_entry(b"\x04what is this"),  # no such kind
+        journal_entry(b"\x05what is this"),  # no such kind
+        journal_entry(b"\x04" + struct.pack("<Q", 99)),  # acknowledges more than there is
+        journal_entry(b"\x04" + struct.pack("<I", 0)),  # cut short
         journal_entry(b"\x01\0"),  # a stream that is cut short
         journal_entry(b"\x01\0\0\0\0\0\xff"),  # not UTF-8
         journal_entry(b"\x02{"),  # not JSON
@@ -144,6 +146,18 @@ def test_an_entry_that_makes_no_sense_ends_the_journal(entry: bytes) -> None:
     journal = parse_journal(journal_header("float32") + stream + entry + _record(), "j")
     assert journal.records == []
     assert journal.torn
+
+
+def test_acknowledgements_only_grow() -> None:
+    def acknowledged(*counts: int) -> tuple[int, int]:
+        entries = ENTRIES + [journal_entry(b"\x04" + struct.pack("<Q", count)) for count in counts]
+        journal = parse_journal(journal_header("float32") + b"".join(entries), "j")
+        return journal.acknowledged, len(journal.records)
+
+    assert acknowledged() == (0, 5)
+    assert acknowledged(0, 3, 3, 5) == (5, 5)
+    assert acknowledged(3, 2, 5) == (3, 5)
+    assert acknowledged(6) == (0, 5)
 
 
 def test_dtype_codes_are_the_positions_in_the_format() -> None:

@@ -16,7 +16,18 @@ LIGHT = ("report", "reader", "records", "manifest", "spec", "errors", "keys", "j
 
 # From the ground up: a module imports only from its own line and the lines above it.
 LAYERS = [
-    {"errors", "dtypes", "keys", "markdown", "positions", "layer_pattern", "decoding", "head_options", "durability", "_core"},
+    {
+        "errors",
+        "dtypes",
+        "keys",
+        "markdown",
+        "positions",
+        "layer_pattern",
+        "decoding",
+        "head_options",
+        "durability",
+        "_core",
+    },
     {"spec", "records", "summary", "journal", "manifest", "options", "kernels"},
     {"shard_file", "recovery", "sources", "activations", "verify", "reader", "report", "report_text", "environment"},
     {"shard_repair"},

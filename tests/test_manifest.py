@@ -12,9 +12,11 @@ from neuroscope_fast.manifest import (
     Checksums,
     Counters,
     Dropped,
+    LostTensor,
     Manifest,
     ManifestHook,
     ModelInfo,
+    Recovery,
     decode_manifest,
     encode_index,
     encode_manifest,
@@ -39,6 +41,7 @@ def full() -> Manifest:
         counters=Counters(records=3, bytes_in=30, stall_seconds=0.25, drops=1),
         warnings=["one"],
         dropped=[Dropped("h", 4, prompt=1)],
+        recovery=Recovery(at="2026-01-01T00:00:00", lost=[LostTensor("a", "h/000001", "why")]),
         checksums=Checksums.of({"activations-int8-00000.safetensors": {"h/000000": 0xDEADBEEF, "h/000001": 7}}),
     )
 
@@ -65,10 +68,12 @@ def test_it_reads_back() -> None:
         "warnings",
         "dropped",
         "checksums",
+        "recovery",
     ]
     assert again.hooks == full().hooks
     assert again.counters == full().counters
     assert again.dropped == full().dropped
+    assert again.recovery == full().recovery
 
 
 def test_checksums() -> None:

@@ -1,7 +1,8 @@
-"""`nsf.recover`: runs whose process was killed, and recoveries that are killed too. The random form is crash_harness."""
+"""`nsf.recover`: runs whose process was killed, and recoveries that are killed too. At random: crash_harness.py."""
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -61,7 +62,9 @@ def test_a_killed_run_gets_all_its_files(tmp_path: Path) -> None:
     assert set(index["weight_map"].values()) == {FILE}
     assert len(index["weight_map"]) == run.stats.records == len(run.records)
     recovery = run.manifest.recovery
-    assert recovery is not None and recovery.lost == [] and recovery.shards == [FILE]
+    assert recovery is not None
+    assert recovery.lost == []
+    assert recovery.shards == [FILE]
 
 
 def test_a_second_recovery_changes_nothing(tmp_path: Path) -> None:
@@ -127,7 +130,8 @@ def test_a_shard_without_a_readable_journal_is_left_and_told_of(tmp_path: Path) 
     run = nsf.recover(folder)
     recovery = run.manifest.recovery
     assert recovery is not None
-    assert recovery.unreadable == [partial.name, journal.name] and recovery.problems
+    assert recovery.unreadable == [partial.name, journal.name]
+    assert recovery.problems
     assert partial.read_bytes() == data
     assert run.records == []
     before = contents(folder)
@@ -142,7 +146,8 @@ def test_a_shard_that_was_just_being_created_goes(tmp_path: Path) -> None:
     (folder / "activations-float32-00002.safetensors.journal").write_bytes(b"NSFJ")
     run = nsf.recover(folder)
     assert len(run.records) == 8
-    assert run.manifest.recovery is not None and run.manifest.recovery.unreadable == []
+    assert run.manifest.recovery is not None
+    assert run.manifest.recovery.unreadable == []
     assert not list(folder.glob("*.partial"))
 
 
@@ -211,10 +216,8 @@ def test_a_recovery_that_is_killed_anywhere_is_finished_by_the_next(
         folder = broken(tmp_path / str(at))
         with monkeypatch.context() as patch:
             kill = KillAt(patch, at, after=after)
-            try:
+            with contextlib.suppress(Killed):
                 nsf.recover(folder)
-            except Killed:
-                pass
         if kill.calls < at:
             break
         run = nsf.recover(folder)
@@ -267,4 +270,5 @@ def test_the_command_line(tmp_path: Path) -> None:
     complete = command("recover", str(generation(tmp_path / "complete").close()))
     assert "nothing to recover" in complete.stdout
     nothing = command("recover", str(tmp_path / "nowhere"))
-    assert nothing.returncode == 1 and nothing.stderr.count("\n") == 1
+    assert nothing.returncode == 1
+    assert nothing.stderr.count("\n") == 1

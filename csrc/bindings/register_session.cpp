@@ -237,9 +237,9 @@ void register_session(py::module_& module) {
 
     py::class_<Session, std::shared_ptr<Session>>(module, "Session", "One capture: the engine and its taps.")
         .def(py::init(&make_session), "streams"_a, "taps"_a, py::kw_only(), "folder"_a, "ring_bytes"_a,
-             "block_bytes"_a, "shard_bytes"_a, "sync_at_close"_a, "sync_bytes"_a, "sync_seconds"_a,
-             "detaches"_a, "overflow"_a, "direct_io"_a, "e4m3_saturates"_a, "e5m2_saturates"_a,
-             "tensor_access"_a, "staging_bytes"_a, "staging_share"_a)
+             "block_bytes"_a, "shard_bytes"_a, "sync_at_close"_a = false, "sync_bytes"_a = 0,
+             "sync_seconds"_a = 0.0, "detaches"_a = false, "overflow"_a, "direct_io"_a, "e4m3_saturates"_a,
+             "e5m2_saturates"_a, "tensor_access"_a, "staging_bytes"_a, "staging_share"_a)
         .def("open_device", &open_device, "device"_a, "casts"_a)
         .def("devices", &devices)
         .def(

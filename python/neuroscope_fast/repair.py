@@ -1,8 +1,8 @@
 """`recover_run(DIR)`: makes a run that was never closed, or whose closing failed, into one with all its files.
 
 Shards that were left open are published from their journals, then metadata JSON, index, report and manifest are
-written, and only then the journals go. The run's directory is locked meanwhile. Each step can be done again: a recovery that was
-killed anywhere is finished by the next one, and one of a run that needs none changes nothing.
+written, and only then the journals go. The run's directory is locked meanwhile. Each step can be done again: a recovery
+that was killed anywhere is finished by the next one, and one of a run that needs none changes nothing.
 """
 
 from __future__ import annotations
