@@ -26,6 +26,7 @@ LAYERS = [
         "decoding",
         "head_options",
         "durability",
+        "memory",
         "_core",
     },
     {"spec", "records", "summary", "journal", "manifest", "options", "kernels"},

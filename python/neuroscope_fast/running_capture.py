@@ -20,6 +20,7 @@ from .durability import parse_durability
 from .environment import float8_rules, model_info, versions
 from .errors import CaptureError, CaptureWarning, OptionError
 from .manifest import INDEX_FILE, MANIFEST_FILE, Counters, Manifest, ManifestHook, Status, encode_index, encode_manifest
+from .memory import available_bytes
 from .options import CaptureOptions
 from .records import (
     ActivationCapture,
@@ -70,6 +71,7 @@ class RunningCapture:
         self._directory: RunDirectory | None = None
         e4m3_saturates, e5m2_saturates = float8_rules()
         durability = parse_durability(options.durability)
+        _refuse_too_large_a_ring(options.ring_bytes)
         if out is not None:
             self._directory = RunDirectory(out, self._metadata_file, overwrite=overwrite)
         try:
@@ -327,6 +329,15 @@ class RunningCapture:
             analysis_description=self.options.description,
             hooks_used=len(self.plan.hooks),
             **common,
+        )
+
+
+def _refuse_too_large_a_ring(ring_bytes: int) -> None:
+    """Its memory is taken as it is used: better to say now that there is not enough than to be killed then."""
+    available = available_bytes()
+    if available is not None and ring_bytes > available:
+        raise OptionError(
+            f"there is no memory for a ring of {ring_bytes} bytes: {available} are available; lower ring_bytes"
         )
 
 

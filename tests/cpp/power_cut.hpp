@@ -17,11 +17,9 @@
 
 #include "fault_injection.hpp"
 #include "temp_folder.hpp"
+#include "whole_tensors.hpp"
 
 namespace nsf::testing_support {
-
-// The bytes of every file, by name.
-using Image = std::map<std::string, std::string>;
 
 class PowerCuts {
   public:

@@ -14,8 +14,8 @@
 #include "fault_injection.hpp"
 #include "made_block.hpp"
 #include "power_cut.hpp"
-#include "shard_reader.hpp"
 #include "temp_folder.hpp"
+#include "whole_tensors.hpp"
 
 namespace nsf {
 namespace {
@@ -24,8 +24,8 @@ using testing_support::Image;
 using testing_support::InjectFaults;
 using testing_support::MadeBlock;
 using testing_support::PowerCuts;
-using testing_support::read_shard;
 using testing_support::TempFolder;
+using testing_support::whole_tensors;
 using Keys = std::set<std::string>;
 
 const std::vector<Stream> streams{{"uint8", false}, {"float32", false}};
@@ -83,36 +83,6 @@ class Lane {
     std::string tail_;
 };
 
-std::uint64_t number_at(const std::string& text, std::size_t at, std::size_t bytes) {
-    std::uint64_t value = 0;
-    for (std::size_t i = 0; i < bytes; ++i)
-        value |= static_cast<std::uint64_t>(static_cast<unsigned char>(text.at(at + i))) << (8 * i);
-    return value;
-}
-
-// The steps of an open shard's journal whose bytes have the checksums that it names, as far as its entries hold up.
-void add_open_shard(const std::string& journal, const std::string& partial, DType dtype, Keys& found) {
-    if (journal.size() < 32) return;
-    const std::uint64_t data_start = number_at(journal, 16, 8);
-    for (std::size_t at = 32; at + 8 <= journal.size();) {
-        const std::uint64_t length = number_at(journal, at, 4);
-        if (length == 0 || at + 8 + length > journal.size()) return;
-        if (crc32(0, journal.data() + at + 8, length) != number_at(journal, at + 4, 4)) return;
-        if (journal[at + 8] == 3) {
-            const std::uint64_t step = number_at(journal, at + 17, 4);
-            const std::uint64_t begin = data_start + number_at(journal, at + 37, 8);
-            const std::uint64_t size = number_at(journal, at + 45, 8);
-            const auto crc = static_cast<std::uint32_t>(number_at(journal, at + 53, 4));
-            if (begin + size <= partial.size() &&
-                crc32c(0, reinterpret_cast<const std::byte*>(partial.data()) + begin, size) == crc) {
-                EXPECT_EQ(partial.substr(begin, size), bytes_of(dtype, static_cast<std::uint32_t>(step)));
-                found.insert(key_of(dtype, static_cast<std::uint32_t>(step)));
-            }
-        }
-        at += 8 + length;
-    }
-}
-
 void write_image(const std::filesystem::path& folder, const Image& image, const Keys& promised) {
     std::filesystem::create_directories(folder);
     for (const auto& [file, bytes] : image) std::ofstream(folder / file, std::ios::binary) << bytes;
@@ -121,21 +91,11 @@ void write_image(const std::filesystem::path& folder, const Image& image, const 
 }
 
 Keys whole_in(const Image& image) {
-    const TempFolder folder;
     Keys found;
-    for (const auto& [file, bytes] : image) {
-        const DType dtype = file.find("float32") != std::string::npos ? DType::f32 : DType::u8;
-        if (file.ends_with(".safetensors")) {
-            std::ofstream(folder / file, std::ios::binary) << bytes;
-            for (const auto& [key, tensor] : read_shard(folder / file).tensors) {
-                const auto step = static_cast<std::uint32_t>(std::stoul(key.substr(key.size() - 6)));
-                EXPECT_EQ(tensor.bytes, bytes_of(dtype, step));
-                found.insert(key);
-            }
-        } else if (file.ends_with(".journal")) {
-            const auto partial = image.find(file.substr(0, file.size() - 8) + ".partial");
-            if (partial != image.end()) add_open_shard(bytes, partial->second, dtype, found);
-        }
+    for (const auto& [key, bytes] : whole_tensors(image)) {
+        const DType dtype = key.starts_with("float32") ? DType::f32 : DType::u8;
+        EXPECT_EQ(bytes, bytes_of(dtype, static_cast<std::uint32_t>(std::stoul(key.substr(key.size() - 6)))));
+        found.insert(key);
     }
     return found;
 }
