@@ -16,9 +16,31 @@ LIGHT = ("report", "reader", "records", "manifest", "spec", "errors", "keys", "j
 
 # From the ground up: a module imports only from its own line and the lines above it.
 LAYERS = [
-    {"errors", "dtypes", "keys", "markdown", "positions", "layer_pattern", "decoding", "head_options", "_core"},
+    {
+        "errors",
+        "files",
+        "dtypes",
+        "keys",
+        "markdown",
+        "positions",
+        "layer_pattern",
+        "decoding",
+        "head_options",
+        "_core",
+    },
     {"spec", "records", "summary", "journal", "manifest", "options", "kernels"},
-    {"shard_file", "recovery", "sources", "activations", "verify", "reader", "report", "report_text", "environment"},
+    {
+        "shard_header",
+        "shard_file",
+        "recovery",
+        "sources",
+        "activations",
+        "verify",
+        "reader",
+        "report",
+        "report_text",
+        "environment",
+    },
     {"attention_blocks", "attention_blockwise"},
     {"attention_math"},
     {"attention_modules", "module_tree", "model_ends", "model_components", "nearest", "model_map", "pass_inputs"},

@@ -196,7 +196,7 @@ def test_what_is_no_metadata_is_said_in_one_line(data: bytes, problem: str, tmp_
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"nowhere\.json cannot be read: No such file"):
         render(tmp_path / "nowhere.json")
-    with pytest.raises(RunError, match="cannot be read: Is a directory"):
+    with pytest.raises(RunError, match="cannot be read: it is a folder"):
         render(tmp_path)
 
 

@@ -2,9 +2,30 @@
 
 from __future__ import annotations
 
+_LONGEST = 2000  # characters; a name in a file of other origin may have millions
+
+
+def one_line(text: str) -> str:
+    """`text` without what could break its line or steer a terminal, and not longer than a message can be.
+
+    Names in a run may be of any origin. Line breaks become spaces, other characters that are not printable their
+    escapes: `\\x1b`.
+    """
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 2 :]}"
+    if text.isprintable():
+        return text
+    return "".join(
+        each if each.isprintable() else " " if each in "\r\n\t" else each.encode("unicode_escape").decode()
+        for each in text
+    )
+
 
 class NeuroscopeError(Exception):
     """Base of every error that neuroscope-fast raises on purpose."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(one_line(message))
 
 
 class HookError(NeuroscopeError, ValueError):

@@ -16,13 +16,24 @@ import msgspec
 from msgspec import Raw
 
 from .errors import RunError
-from .markdown import inline, paragraph
+from .files import read_regular
+from .markdown import clean, inline, paragraph
 from .report_text import ANALYSIS_NOTES, ANALYSIS_STRUCTURE, CAPTURE_NOTES, CAPTURE_STRUCTURE
 from .summary import summarise, summarise_shapes
 
 UNKNOWN = "unknown"
 _NO_DESCRIPTION = "No description available"
 _EXCERPT = 100  # characters of the generated text
+_LONGEST_QUOTED = 1000  # characters
+_READ = (
+    "analysis_name",
+    "analysis_description",
+    "timestamp",
+    "hooks_used",
+    "total_hooks",
+    "generated_text",
+    "hook_configurations",
+)
 _CANNOT_DECODE = (
     msgspec.MsgspecError,
     ValueError,
@@ -69,16 +80,16 @@ def render(source: bytes | str | os.PathLike[str]) -> str:
     """
     name = "the metadata JSON" if isinstance(source, bytes) else os.fspath(source)
     try:
-        data = source if isinstance(source, bytes) else Path(source).read_bytes()
-    except OSError as error:
+        data = source if isinstance(source, bytes) else read_regular(Path(source))
+    except FileNotFoundError as error:
         raise RunError(f"{name} cannot be read: {error.strerror}") from error
     document = _read(data, name)
     raw_hooks = _raw_object(document.get("activations"))
     demo_type = _value(document.get("demo_type"))
     if raw_hooks is None and demo_type not in ("circuit_analysis", "activation_capture"):
-        hint = f": its metadata is in {_value(document['metadata_file'])}" if "metadata_file" in document else ""
+        hint = f": its metadata is in {_text(_value(document['metadata_file']))}" if "metadata_file" in document else ""
         raise RunError(f"{name} is not the metadata JSON of a capture{hint}")
-    values = {key: _value(raw) for key, raw in document.items() if key != "activations"}
+    values = {key: _value(document[key]) for key in _READ if key in document}
     configurations = values.get("hook_configurations")
     asked = (
         [item if isinstance(item, dict) else {} for item in configurations] if isinstance(configurations, list) else []
@@ -209,7 +220,9 @@ def _excerpt(value: Any) -> str:
 
 
 def _quoted(text: str) -> str:
-    return msgspec.json.encode(text).decode()
+    """As a string of JSON."""
+    text = clean(text)
+    return msgspec.json.encode(text if len(text) <= _LONGEST_QUOTED else text[:_LONGEST_QUOTED] + "…").decode()
 
 
 def _captures(configuration: Mapping[str, Any]) -> str:
