@@ -11,14 +11,19 @@ def one_line(text: str) -> str:
     Names in a run may be of any origin. Line breaks become spaces, other characters that are not printable their
     escapes: `\\x1b`.
     """
-    if len(text) > _LONGEST:
-        text = f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 2 :]}"
+    text = _cut(text)
     if text.isprintable():
         return text
-    return "".join(
+    escaped = (
         each if each.isprintable() else " " if each in "\r\n\t" else each.encode("unicode_escape").decode()
         for each in text
     )
+    return _cut("".join(escaped))
+
+
+def _cut(text: str) -> str:
+    half = _LONGEST // 2
+    return text if len(text) <= _LONGEST else f"{text[:half]} … {text[-half:]}"
 
 
 class NeuroscopeError(Exception):

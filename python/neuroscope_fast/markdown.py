@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _SPAN = re.compile(
     r"""[\\`*<]              # escapes, code, emphasis, HTML
       | (?<![^\W_])_         # an underscore emphasises only where a word begins
@@ -51,7 +51,7 @@ def paragraph(text: str, *, begins_line: bool) -> str:
 
 
 def clean(text: str) -> str:
-    """`text` with one kind of line break, and no characters that could steer a terminal."""
+    """`text` with one kind of line break, and without what could steer a terminal or turn the direction of writing."""
     return _CONTROL.sub("\ufffd", text.replace("\r\n", "\n").replace("\r", "\n"))
 
 
