@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 import zlib
 from pathlib import Path
@@ -121,3 +122,15 @@ def test_forged_entries_of_a_whole_run_never_leave_the_shard(tmp_path: Path) -> 
         run = open_run(folder)
     assert [record.step for record in run["layer_2"].records] in ([], [0])  # its checksum is wrong
     assert len(partial.read_bytes()) > 8192
+
+
+def test_many_hooks_that_share_many_records_do_not_multiply(tmp_path: Path) -> None:
+    """The records of a manifest's hooks are made anew: as many as the product of two files would fill the memory."""
+    folder = generation(tmp_path).kill()
+    manifest = json.loads((folder / "capture.json").read_text())
+    manifest["hooks"] |= {f"h{number}": manifest["hooks"]["layer_2"] for number in range(500)}
+    (folder / "capture.json").write_text(json.dumps(manifest))
+    with pytest.warns(RunIncompleteWarning, match="more than 64 hooks share a tensor, the rest of them are left out"):
+        run = open_run(folder)
+    assert len(run.records) == 4 * 64 + 4
+    assert len(run["layer_2"]) == len(run["layer_10"]) == 4

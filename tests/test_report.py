@@ -168,6 +168,20 @@ def test_forms_that_python_writes_are_read() -> None:
     assert render(REFERENCE_JSON.read_text().encode("utf-16")) == render(REFERENCE_JSON)
 
 
+def test_numbers_that_are_none() -> None:
+    """Python's own decoder, which is asked where the other refuses, makes an infinity of the last."""
+    for number in ("NaN", "-Infinity", "1e999"):
+        data = f'{{"activations": {{"a": [{{"shape": [1, {number}], "dtype": "float32"}}]}}, "x": NaN}}'.encode()
+        assert "- **Shape**: [1,null]\n" in render(data)
+
+
+def test_as_many_hooks_as_configurations_take_no_time_together() -> None:
+    names = [f"h{number}" for number in range(20_000)]
+    asked = [{"hook_id": name, "layer_name": f"of {name}"} for name in names] + [{"hook_id": "h7"}, {"hook_id": [7]}]
+    document = {"activations": {name: [] for name in names}, "hook_configurations": asked}
+    assert "### Hook: h7\n- **Layer**: of h7\n" in render(json.dumps(document).encode())
+
+
 @pytest.mark.parametrize(
     ("data", "problem"),
     [

@@ -37,6 +37,7 @@ from .shard_file import ShardFile
 PARTIAL = ".partial"
 JOURNAL = ".journal"
 _SHARD = re.compile(r"(activations-\w+-\d+\.safetensors)(?:\.partial|\.journal)?", re.ASCII)
+_MOST_SHARING = 64  # hooks of one place; each record of it is given to all of them
 Crc32c = Callable[[memoryview], int]
 
 
@@ -164,7 +165,7 @@ def _records(manifest: Manifest, found: Mapping[str, _Found], problems: list[str
             continue
         record = _record(parts, key, tensor, scale, indices)
         stream = owner.input if parts.is_input else owner.output
-        for hook_id, is_input in users.get(stream, [(parts.hook_id, parts.is_input)]):
+        for hook_id, is_input in users.get(stream, [(parts.hook_id, parts.is_input)])[:_MOST_SHARING]:
             hook = manifest.hooks[hook_id]
             said = {"layer_name": hook.layer_name, "component": hook.component}
             taken = {"heads": hook.heads, "reduction": hook.reduction}
@@ -173,6 +174,8 @@ def _records(manifest: Manifest, found: Mapping[str, _Found], problems: list[str
                 without_positions.add(hook_id)
     if unnamed:
         problems.append(f"{unnamed} tensors belong to no hook of the manifest")
+    if any(len(each) > _MOST_SHARING for each in users.values()):
+        problems.append(f"more than {_MOST_SHARING} hooks share a tensor, the rest of them are left out")
     if without_scales:
         problems.append(f"{without_scales} int8 records are left out, their scales are not there")
     if without_indices:

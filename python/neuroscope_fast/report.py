@@ -7,6 +7,7 @@ origin are rendered too: whatever they do not say, or say in another form, print
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -94,7 +95,8 @@ def render(source: bytes | str | os.PathLike[str]) -> str:
     asked = (
         [item if isinstance(item, dict) else {} for item in configurations] if isinstance(configurations, list) else []
     )
-    hooks = [_hook(hook_id, raw, asked) for hook_id, raw in (raw_hooks or {}).items()]
+    by_id = {item["hook_id"]: item for item in reversed(asked) if isinstance(item.get("hook_id"), str)}
+    hooks = [_hook(hook_id, raw, by_id) for hook_id, raw in (raw_hooks or {}).items()]
     if demo_type == "circuit_analysis" or (demo_type != "activation_capture" and "analysis_name" in values):
         return _analysis(values, hooks, asked)
     return _capture(values, hooks)
@@ -109,13 +111,19 @@ def _read(data: bytes, name: str) -> dict[str, Raw]:
     except _CANNOT_DECODE:
         pass
     try:  # Python's json module writes NaN, Infinity and lone surrogates, and reads UTF-16 and a BOM
-        document = json.loads(data, parse_constant=lambda _: None)
+        document = json.loads(data, parse_constant=lambda _: None, parse_float=_finite)
         text = json.dumps(document, ensure_ascii=False).encode("utf-8", "replace")
     except _CANNOT_DECODE as error:
         raise RunError(f"{name} is not JSON: {inline(str(error))}") from error
     if not isinstance(document, dict):
         raise RunError(f"{name} is not the metadata JSON of a capture")
     return _raw_object_decoder.decode(text)
+
+
+def _finite(text: str) -> float | None:
+    """`1e999` is an infinity, which cannot be written as JSON again."""
+    number = float(text)
+    return number if math.isfinite(number) else None
 
 
 def _value(raw: Raw | None) -> Any:
@@ -132,14 +140,13 @@ def _raw_object(raw: Raw | None) -> dict[str, Raw] | None:
         return None
 
 
-def _hook(hook_id: str, raw: Raw, asked: list[dict[str, Any]]) -> _Hook:
+def _hook(hook_id: str, raw: Raw, asked: Mapping[str, dict[str, Any]]) -> _Hook:
     try:
         entries = _entries_decoder.decode(raw)
     except _CANNOT_DECODE:
         entries = _entries_of_any_kind(raw)
     if not entries:
-        of_hook = (item for item in asked if item.get("hook_id") == hook_id)
-        configuration = next(of_hook, {})
+        configuration = asked.get(hook_id, {})
         layer, component = (_text(configuration.get(key)) for key in ("layer_name", "component"))
         return _Hook(_text(hook_id), 0, layer, component, "none", "none", "none")
     return _Hook(
