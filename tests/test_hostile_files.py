@@ -18,6 +18,7 @@ from neuroscope_fast.errors import RunError
 from neuroscope_fast.manifest import replace_file
 from neuroscope_fast.reader import RunIncompleteWarning, open_run
 from neuroscope_fast.report import render
+from neuroscope_fast.run_directory import RunDirectory
 from test_reader import generation
 
 SHARD = "activations-float32-00000.safetensors"
@@ -228,3 +229,17 @@ def test_an_end_that_comes_soon(tmp_path: Path) -> None:
         if file == MANIFEST:
             (directory / file).unlink()
             generation(tmp_path / "other").kill().joinpath(MANIFEST).rename(directory / MANIFEST)
+
+
+def test_a_new_run_is_not_written_through_the_links_of_an_old_one(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.write_text("mine")
+    directory = generation(tmp_path / "run").close()
+    for name in (MANIFEST, METADATA, METADATA + ".tmp", SHARD + ".partial", SHARD + ".journal"):
+        (directory / name).unlink(missing_ok=True)
+        (directory / name).symlink_to(outside)
+    claimed = RunDirectory(directory, METADATA, overwrite=True)
+    claimed.write({METADATA: b"{}", MANIFEST: b"{}"})
+    claimed.release()
+    assert outside.read_text() == "mine"
+    assert sorted(path.name for path in directory.iterdir()) == [METADATA, MANIFEST]
