@@ -178,12 +178,14 @@ def test_verify_lists_what_is_bad(folder: Path, capsys: Capsys) -> None:
     (folder / SHARD).write_bytes(data)
     done = run(capsys, "verify", folder)
     assert done.code == 1
-    assert done.out.startswith(f"bad  {SHARD}  a/000000: its checksum is ")
+    assert done.out.startswith("bad  a, step 0: its checksum is ")
+    assert f" when it was written ({SHARD}, a/000000)\n" in done.out
     assert done.out.endswith(f"{folder}: 1 of 8 records are bad\n")
     done = run(capsys, "verify", folder, "--json")
     assert done.code == 1
     (bad,) = json.loads(done.out)["bad"]
     assert (bad["hook_id"], bad["file"], bad["key"]) == ("a", SHARD, "a/000000")
+    assert (bad["step"], bad["prompt"], bad["call"], bad["is_input"]) == (0, 0, 0, False)
     assert "when it was written" in bad["reason"]
 
 

@@ -18,6 +18,7 @@ LIGHT = ("report", "reader", "records", "manifest", "spec", "errors", "keys", "j
 LAYERS = [
     {
         "errors",
+        "files",
         "dtypes",
         "keys",
         "markdown",
@@ -30,7 +31,18 @@ LAYERS = [
         "_core",
     },
     {"spec", "records", "summary", "journal", "manifest", "options", "kernels"},
-    {"shard_file", "recovery", "sources", "activations", "verify", "reader", "report", "report_text", "environment"},
+    {
+        "shard_header",
+        "shard_file",
+        "recovery",
+        "sources",
+        "activations",
+        "verify",
+        "reader",
+        "report",
+        "report_text",
+        "environment",
+    },
     {"shard_repair"},
     {"attention_blocks", "attention_blockwise"},
     {"attention_math"},

@@ -50,7 +50,13 @@ def shown(document: str) -> list[str]:
 
 
 def words(text: str) -> str:
-    for code in [*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029, *range(0xD800, 0xE000)]:
+    for code in [
+        *range(0x20),
+        *range(0x7F, 0xA0),
+        *range(0x2028, 0x202F),
+        *range(0x2066, 0x206A),
+        *range(0xD800, 0xE000),
+    ]:
         if chr(code) not in "\n\r\t":
             text = text.replace(chr(code), "\ufffd")
     return " ".join(text.split())

@@ -168,6 +168,20 @@ def test_forms_that_python_writes_are_read() -> None:
     assert render(REFERENCE_JSON.read_text().encode("utf-16")) == render(REFERENCE_JSON)
 
 
+def test_numbers_that_are_none() -> None:
+    """Python's own decoder, which is asked where the other refuses, makes an infinity of the last."""
+    for number in ("NaN", "-Infinity", "1e999"):
+        data = f'{{"activations": {{"a": [{{"shape": [1, {number}], "dtype": "float32"}}]}}, "x": NaN}}'.encode()
+        assert "- **Shape**: [1,null]\n" in render(data)
+
+
+def test_as_many_hooks_as_configurations_take_no_time_together() -> None:
+    names = [f"h{number}" for number in range(20_000)]
+    asked = [{"hook_id": name, "layer_name": f"of {name}"} for name in names] + [{"hook_id": "h7"}, {"hook_id": [7]}]
+    document = {"activations": {name: [] for name in names}, "hook_configurations": asked}
+    assert "### Hook: h7\n- **Layer**: of h7\n" in render(json.dumps(document).encode())
+
+
 @pytest.mark.parametrize(
     ("data", "problem"),
     [
@@ -196,7 +210,7 @@ def test_what_is_no_metadata_is_said_in_one_line(data: bytes, problem: str, tmp_
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"nowhere\.json cannot be read: No such file"):
         render(tmp_path / "nowhere.json")
-    with pytest.raises(RunError, match="cannot be read: Is a directory"):
+    with pytest.raises(RunError, match="cannot be read: it is a folder"):
         render(tmp_path)
 
 

@@ -137,7 +137,7 @@ def _entry(begin: int, end: int, dtype: str = "F32", shape: list[Any] | None = N
         ({"a": _entry(-16, 0)}, "cannot be read"),
         ({"a": _entry(0, 16, shape=[-2, -2])}, "cannot be read"),
         ({"a": _entry(0, 16, dtype="F4")}, "unknown dtype"),
-        ({"a": {}}, "unknown dtype"),
+        ({"a": {}}, "missing required field `dtype`"),
         ({"a": _entry(0, 0, shape=[0] * 65)}, "cannot be read"),
         ({"a": _entry(0, 16, shape=["4"])}, "cannot be read"),
         ({"a": {"dtype": "F32", "shape": [4], "data_offsets": [0]}}, "cannot be read"),

@@ -2,9 +2,35 @@
 
 from __future__ import annotations
 
+_LONGEST = 2000  # characters; a name in a file of other origin may have millions
+
+
+def one_line(text: str) -> str:
+    """`text` without what could break its line or steer a terminal, and not longer than a message can be.
+
+    Names in a run may be of any origin. Line breaks become spaces, other characters that are not printable their
+    escapes: `\\x1b`.
+    """
+    text = _cut(text)
+    if text.isprintable():
+        return text
+    escaped = (
+        each if each.isprintable() else " " if each in "\r\n\t" else each.encode("unicode_escape").decode()
+        for each in text
+    )
+    return _cut("".join(escaped))
+
+
+def _cut(text: str) -> str:
+    half = _LONGEST // 2
+    return text if len(text) <= _LONGEST else f"{text[:half]} … {text[-half:]}"
+
 
 class NeuroscopeError(Exception):
     """Base of every error that neuroscope-fast raises on purpose."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(one_line(message))
 
 
 class HookError(NeuroscopeError, ValueError):

@@ -37,7 +37,7 @@ class JournalHeaderError(RunError):
     """A journal without a whole header: its writer was killed as it opened the shard."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class JournalRecord:
     """One stored tensor. `begin` and `end` are byte offsets from the shard's data start."""
 
@@ -94,6 +94,7 @@ def parse_journal(data: bytes, name: str) -> Journal:
     dtype, data_start = _parse_header(data, name)
     records: list[JournalRecord] = []
     streams: dict[int, tuple[str, bool, bool]] = {}
+    keys: set[str] = set()
     note = StepNote()
     position, end_of_data, acknowledged = _HEADER.size, 0, 0
     while True:
@@ -109,9 +110,11 @@ def parse_journal(data: bytes, name: str) -> Journal:
                 note = decode_note(rest)
             elif kind == _RECORD_KIND:
                 record = _parse_record(rest, dtype, streams, note)
-                if record.begin != end_of_data:  # tensors follow each other without holes
+                # Tensors follow each other without holes, and no key can be told from another of its name.
+                if record.begin != end_of_data or record.key in keys:
                     raise _BadEntry
                 end_of_data = record.end
+                keys.add(record.key)
                 records.append(record)
             elif kind == _ACKNOWLEDGEMENT_KIND:
                 (count,) = _COUNT.unpack(rest)

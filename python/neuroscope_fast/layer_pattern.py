@@ -18,8 +18,14 @@ from collections.abc import Collection, Iterable
 from .errors import HookError
 
 MAX_ALTERNATIVES = 4096
-"""More alternatives than this between two braces is a mistyped range."""
+"""More alternatives than this in a layer name is a mistyped range."""
 
+MAX_WILDCARDS = 4
+"""Between two dots. How many ways there are to share a part of a path among them grows with the power of their number:
+a name with twenty would keep the matching busy for hours.
+"""
+
+_LONGEST_NUMBER = 18  # digits
 _RANGE = re.compile(r"(\d+)\s*\.\.\s*(\d+)")
 _TOKEN = re.compile(r"\*|\{[^{}]*\}|[{}]|[^*{}]+")
 
@@ -35,7 +41,11 @@ class LayerPattern:
         self.alternatives: list[tuple[str, ...] | None] = []
         """For each wildcard in turn: what stands between its braces, or None for a `*`."""
         expression = ""
+        in_part = 0
         for token in _TOKEN.findall(text):
+            in_part = in_part + 1 if token == "*" or token.startswith("{") else 0 if "." in token else in_part
+            if in_part > MAX_WILDCARDS:
+                raise HookError(f"layer name {text!r}: more than {MAX_WILDCARDS} wildcards between two dots")
             if token == "*":
                 self.alternatives.append(None)
                 expression += r"([^.]+)"
@@ -43,6 +53,8 @@ class LayerPattern:
                 raise HookError(f"layer name {text!r}: its braces do not pair; write alternatives as {{2,10}}")
             elif token.startswith("{"):
                 choices = tuple(_choices(token[1:-1], text))
+                if sum(len(each or ()) for each in self.alternatives) + len(choices) > MAX_ALTERNATIVES:
+                    raise _too_many(text)
                 self.alternatives.append(choices)
                 expression += "(" + "|".join(re.escape(choice) for choice in choices) + ")"
             else:
@@ -79,17 +91,30 @@ def expand_pattern(layer_name: str, names: Collection[str]) -> list[tuple[str, t
 
 def _choices(inside: str, text: str) -> Iterable[str]:
     choices: dict[str, None] = {}  # a dict and not a set: the order is the user's
+    left = MAX_ALTERNATIVES
     for part in (piece.strip() for piece in inside.split(",")):
         if not part:
             raise HookError(f"layer name {text!r}: an alternative between its braces is empty")
         span = _RANGE.fullmatch(part)
+        left -= 1
         if span is None:
             choices[part] = None
             continue
+        if max(len(span[1]), len(span[2])) > _LONGEST_NUMBER:
+            raise HookError(f"layer name {text!r}: the range {part!r} names layers that no model has")
         first, last = int(span[1]), int(span[2])
         if first > last:
             raise HookError(f"layer name {text!r}: the range {part!r} runs backwards; write {{{last}..{first}}}")
         if last - first >= MAX_ALTERNATIVES:
             raise HookError(f"layer name {text!r}: the range {part!r} spans more than {MAX_ALTERNATIVES} layers")
+        left -= last - first
+        if left < 0:
+            raise _too_many(text)
         choices.update((str(number), None) for number in range(first, last + 1))
+    if left < 0:
+        raise _too_many(text)
     return choices
+
+
+def _too_many(text: str) -> HookError:
+    return HookError(f"layer name {text!r}: it has more than {MAX_ALTERNATIVES} alternatives")

@@ -5,6 +5,7 @@ The meaning of every key is in docs/file_format.md.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +21,11 @@ from .records import Count
 RUN_FORMAT = "neuroscope-fast run"
 FORMAT_VERSION = 1
 MANIFEST_FILE = "capture.json"
+CHECKSUMS = "crc32c"
 INDEX_FILE = "activations.safetensors.index.json"
+
+_LARGEST_OPTIONS = 1 << 20
+"""Bytes. They may hold anything, and nested lists take thirty times the memory of their text."""
 
 Status = Literal["writing", "complete", "interrupted", "failed"]
 
@@ -104,7 +109,7 @@ class Checksums(Struct):
     record.
     """
 
-    algorithm: str = "crc32c"
+    algorithm: str = CHECKSUMS
     shards: Raw = msgspec.field(default_factory=lambda: Raw(b"{}"))
 
     @classmethod
@@ -115,6 +120,10 @@ class Checksums(Struct):
 
     def by_shard(self) -> dict[str, dict[str, int]]:
         """`{file: {key: checksum}}`. Raises RunError where the manifest holds something else."""
+        if self.algorithm != CHECKSUMS:
+            raise RunError(
+                f"the checksums in {MANIFEST_FILE} are {self.algorithm!r}; this neuroscope-fast knows {CHECKSUMS}"
+            )
         try:
             texts = msgspec.json.decode(self.shards, type=dict[str, dict[str, str]])
             return {file: {key: int(text, 16) for key, text in keys.items()} for file, keys in texts.items()}
@@ -170,6 +179,7 @@ class Manifest(Struct, kw_only=True):
 class _Versioned(Struct):
     format: str
     format_version: int
+    options: Raw = msgspec.field(default_factory=lambda: Raw(b"{}"))
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
@@ -188,6 +198,8 @@ def decode_manifest(data: bytes, name: str = MANIFEST_FILE) -> Manifest:
                 f"{name} has format version {version.format_version}; "
                 f"this neuroscope-fast reads version {FORMAT_VERSION}"
             )
+        if len(version.options) > _LARGEST_OPTIONS:
+            raise RunError(f"{name} has {len(version.options)} bytes of options, which no capture writes")
         return msgspec.json.decode(data, type=Manifest)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise RunError(f"{name} is not the manifest of a neuroscope-fast run: {error}") from error
@@ -231,7 +243,9 @@ def replace_files(folder: Path, files: Mapping[str, bytes]) -> None:
     beside = {folder / name: folder / f"{name}.tmp" for name in files}
     try:
         for at, data in zip(beside, files.values(), strict=True):
-            with open(beside[at], "wb") as file:
+            # What stands there is left of a crash, or a link to elsewhere, which must not be written through.
+            beside[at].unlink(missing_ok=True)
+            with open(os.open(beside[at], os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -245,6 +259,7 @@ def replace_files(folder: Path, files: Mapping[str, bytes]) -> None:
             os.close(descriptor)
     except OSError as error:
         for temporary in beside.values():
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
         error.filename, error.filename2 = os.fspath(at), None
         raise

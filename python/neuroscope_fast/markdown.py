@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _SPAN = re.compile(
     r"""[\\`*<]              # escapes, code, emphasis, HTML
       | (?<![^\W_])_         # an underscore emphasises only where a word begins
@@ -37,7 +37,7 @@ def inline(text: str, limit: int = 1000) -> str:
     """`text` on one line, for use behind other text in a heading, a list item or a paragraph. At most `limit`
     characters of it.
     """
-    line = " ".join(_clean(text).split())
+    line = " ".join(clean(text).split())
     return _SPAN.sub(r"\\\g<0>", line if len(line) <= limit else line[:limit] + "…")
 
 
@@ -46,11 +46,12 @@ def paragraph(text: str, *, begins_line: bool) -> str:
 
     `begins_line`: nothing stands in front of it, so that its first line must not start a block either.
     """
-    lines = [line for line in _clean(text).split("\n") if line.strip()]
+    lines = [line for line in clean(text).split("\n") if line.strip()]
     return "\n".join(_line(line, begins_line or index > 0) for index, line in enumerate(lines))
 
 
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
+    """`text` with one kind of line break, and without what could steer a terminal or turn the direction of writing."""
     return _CONTROL.sub("\ufffd", text.replace("\r\n", "\n").replace("\r", "\n"))
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 
 from .errors import HookError
 
-_SLICE = re.compile(r"\s*(-?\d+)?\s*:\s*(-?\d+)?\s*(?::\s*(-?\d+)?\s*)?", re.ASCII)
+_SLICE = re.compile(r"\s*(-?\d{1,999})?\s*:\s*(-?\d{1,999})?\s*(?::\s*(-?\d{1,999})?\s*)?", re.ASCII)
 _INT64 = range(-(2**63), 2**63)
 
 

@@ -15,11 +15,12 @@ from pathlib import Path
 import msgspec
 
 from .activations import Activations, Source
-from .errors import RunError
+from .errors import RunError, one_line
+from .files import plain_name, read_regular
 from .manifest import MANIFEST_FILE, Counters, Manifest, Status, decode_manifest
 from .records import Metadata, Record, decode_metadata_lazily, decode_records
 from .recovery import merge, metadata_of, recover
-from .sources import DirectorySource, MemorySource, plain_name
+from .sources import DirectorySource, MemorySource
 from .verify import BadRecord, native_crc32c, verify_records
 
 __all__ = [
@@ -147,15 +148,13 @@ def open_run(path: str | os.PathLike[str]) -> Run:
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a run directory. Raises RunError, which says what `folder` is where it is none."""
     path = folder / MANIFEST_FILE
+    if folder.is_file():
+        hint = "; one shard alone can be read with safetensors" if folder.suffix == ".safetensors" else ""
+        raise RunError(f"{folder} is a file, not a run directory{hint}")
     try:
-        return decode_manifest(path.read_bytes(), str(path))
+        return decode_manifest(read_regular(path), str(path))
     except FileNotFoundError:
         pass
-    except NotADirectoryError:
-        hint = "; one shard alone can be read with safetensors" if folder.suffix == ".safetensors" else ""
-        raise RunError(f"{folder} is a file, not a run directory{hint}") from None
-    except OSError as error:
-        raise RunError(f"{path} cannot be read: {error.strerror}") from error
     if not folder.exists():
         raise RunError(f"{folder} does not exist")
     raise RunError(f"{folder} is not a run directory: it has no {MANIFEST_FILE}")
@@ -163,7 +162,10 @@ def read_manifest(folder: Path) -> Manifest:
 
 def _is_locked(folder: Path) -> bool:
     """Whether a process holds the run directory: the one that writes it keeps an exclusive lock."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise RunError(f"{folder} cannot be read: {error.strerror}") from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -178,11 +180,9 @@ def _is_locked(folder: Path) -> bool:
 def _read_metadata(folder: Path, manifest: Manifest) -> tuple[Metadata, dict[str, msgspec.Raw]] | None:
     path = folder / plain_name(manifest.metadata_file)
     try:
-        return decode_metadata_lazily(path.read_bytes(), str(path))
+        return decode_metadata_lazily(read_regular(path), str(path))
     except FileNotFoundError:
         return None
-    except OSError as error:
-        raise RunError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def _open_complete(folder: Path, manifest: Manifest) -> Run:
@@ -223,6 +223,7 @@ def open_unfinished(folder: Path, manifest: Manifest, live: bool = False) -> Run
     notice = "; ".join([notice, *found.problems])
     if not live and (killed or unpublished):
         notice += f"; `neuroscope-fast recover {folder}` makes it a run with all its files"
+    notice = one_line(notice)
     source = DirectorySource(folder, found.journals)
     return Run(metadata, manifest, source, folder, notice=notice, status="interrupted" if killed else manifest.status)
 

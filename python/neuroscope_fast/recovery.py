@@ -8,6 +8,7 @@ from both the records are built again. What does not hold up is left out and sai
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from msgspec.structs import replace
 
 from .dtypes import DType
 from .errors import RunError
+from .files import read_regular
 from .journal import Journal, JournalHeaderError, parse_journal
 from .keys import KeyParts, parse_tensor_key
 from .manifest import Manifest, ManifestHook
@@ -36,6 +38,8 @@ PARTIAL = ".partial"
 LOST_KEY = "__lost__/at-"
 """Begins the key of bytes in a repaired shard that are no record's."""
 JOURNAL = ".journal"
+_SHARD = re.compile(r"(activations-\w+-\d+\.safetensors)(?:\.partial|\.journal)?", re.ASCII)
+_MOST_SHARING = 64  # hooks of one place; each record of it is given to all of them
 Crc32c = Callable[[memoryview], int]
 
 
@@ -70,7 +74,7 @@ def recover(folder: Path, manifest: Manifest, *, published: bool, crc32c: Crc32c
         if journal is not None:
             result.journals[name] = journal
         try:
-            if (folder / name).exists():
+            if os.path.lexists(folder / name):
                 if published or journal is not None:
                     found.update(_in_published_shard(folder, name, journal))
             elif journal is None:
@@ -93,19 +97,23 @@ def read_journals(folder: Path, problems: list[str]) -> dict[str, Journal | None
 
 
 def _shard_names(folder: Path) -> list[str]:
-    names = set()
-    for name in os.listdir(folder):
-        shard = name.removesuffix(PARTIAL).removesuffix(JOURNAL)
-        if shard.startswith("activations-") and shard.endswith(".safetensors"):
-            names.add(shard)
-    return sorted(names)
+    try:
+        found = map(_SHARD.fullmatch, os.listdir(folder))
+    except OSError as error:
+        raise RunError(f"{folder} cannot be read: {error.strerror}") from error
+    return sorted({match[1] for match in found if match is not None})
 
 
 def _read_journal(path: Path, problems: list[str]) -> Journal | None:
     try:
-        return parse_journal(path.read_bytes(), str(path))
+        data = read_regular(path)
     except FileNotFoundError:
         return None
+    except RunError as error:
+        problems.append(str(error))
+        return None
+    try:
+        return parse_journal(data, str(path))
     except JournalHeaderError as error:
         problems.append(str(error))
         return None
@@ -167,7 +175,7 @@ def _records(manifest: Manifest, found: Mapping[str, _Found], problems: list[str
             continue
         record = _record(parts, key, tensor, scale, indices)
         stream = owner.input if parts.is_input else owner.output
-        for hook_id, is_input in users.get(stream, [(parts.hook_id, parts.is_input)]):
+        for hook_id, is_input in users.get(stream, [(parts.hook_id, parts.is_input)])[:_MOST_SHARING]:
             hook = manifest.hooks[hook_id]
             said = {"layer_name": hook.layer_name, "component": hook.component}
             taken = {"heads": hook.heads, "reduction": hook.reduction}
@@ -176,6 +184,8 @@ def _records(manifest: Manifest, found: Mapping[str, _Found], problems: list[str
                 without_positions.add(hook_id)
     if unnamed:
         problems.append(f"{unnamed} tensors belong to no hook of the manifest")
+    if any(len(each) > _MOST_SHARING for each in users.values()):
+        problems.append(f"more than {_MOST_SHARING} hooks share a tensor, the rest of them are left out")
     if without_scales:
         problems.append(f"{without_scales} int8 records are left out, their scales are not there")
     if without_indices:
@@ -222,6 +232,10 @@ def _record(parts: KeyParts, key: str, tensor: _Found, scale: _Found | None, ind
     )
 
 
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""
+
+
 def order_of_capture(record: Record) -> tuple[int, int, int, bool]:
     """Sorts the records of one hook: a module's input is seen before its output."""
     return record.prompt, record.step, record.call, not record.is_input
@@ -258,7 +272,7 @@ def metadata_of(manifest: Manifest, activations: dict[str, list[Record]]) -> Met
             timestamp=manifest.created,
             demo_type="circuit_analysis",
             analysis_name=name.removeprefix("circuit_analysis_"),
-            analysis_description=str(manifest.options.get("description") or ""),
+            analysis_description=_text(manifest.options.get("description")),
             hooks_used=len(configurations),
             generated_text="",
             activations=activations,

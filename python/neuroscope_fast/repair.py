@@ -16,6 +16,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from .errors import CaptureError, RunError
+from .files import plain_name
 from .journal import JOURNAL_HEADER_BYTES
 from .manifest import (
     INDEX_FILE,
@@ -35,7 +36,6 @@ from .report import render
 from .run_directory import lock_folder, report_file_name
 from .shard_file import ShardFile
 from .shard_repair import repair_shard, sync_folder
-from .sources import plain_name
 from .verify import native_crc32c
 
 
@@ -129,8 +129,8 @@ def _remove_empty(folder: Path) -> None:
     """Shards that were being created at the end: without a byte, and without a journal's header, which comes first."""
     for partial in folder.glob(f"activations-*{PARTIAL}"):
         journal = partial.with_name(partial.name.removesuffix(PARTIAL) + JOURNAL)
-        has_header = journal.exists() and journal.stat().st_size >= JOURNAL_HEADER_BYTES
-        if partial.stat().st_size == 0 and not has_header:
+        has_header = os.path.lexists(journal) and journal.lstat().st_size >= JOURNAL_HEADER_BYTES
+        if partial.lstat().st_size == 0 and not partial.is_symlink() and not has_header:
             partial.unlink()
             journal.unlink(missing_ok=True)
 

@@ -7,6 +7,7 @@ origin are rendered too: whatever they do not say, or say in another form, print
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,13 +17,24 @@ import msgspec
 from msgspec import Raw
 
 from .errors import RunError
-from .markdown import inline, paragraph
+from .files import read_regular
+from .markdown import clean, inline, paragraph
 from .report_text import ANALYSIS_NOTES, ANALYSIS_STRUCTURE, CAPTURE_NOTES, CAPTURE_STRUCTURE
 from .summary import summarise, summarise_shapes
 
 UNKNOWN = "unknown"
 _NO_DESCRIPTION = "No description available"
 _EXCERPT = 100  # characters of the generated text
+_LONGEST_QUOTED = 1000  # characters
+_READ = (
+    "analysis_name",
+    "analysis_description",
+    "timestamp",
+    "hooks_used",
+    "total_hooks",
+    "generated_text",
+    "hook_configurations",
+)
 _CANNOT_DECODE = (
     msgspec.MsgspecError,
     ValueError,
@@ -69,21 +81,22 @@ def render(source: bytes | str | os.PathLike[str]) -> str:
     """
     name = "the metadata JSON" if isinstance(source, bytes) else os.fspath(source)
     try:
-        data = source if isinstance(source, bytes) else Path(source).read_bytes()
-    except OSError as error:
+        data = source if isinstance(source, bytes) else read_regular(Path(source))
+    except FileNotFoundError as error:
         raise RunError(f"{name} cannot be read: {error.strerror}") from error
     document = _read(data, name)
     raw_hooks = _raw_object(document.get("activations"))
     demo_type = _value(document.get("demo_type"))
     if raw_hooks is None and demo_type not in ("circuit_analysis", "activation_capture"):
-        hint = f": its metadata is in {_value(document['metadata_file'])}" if "metadata_file" in document else ""
+        hint = f": its metadata is in {_text(_value(document['metadata_file']))}" if "metadata_file" in document else ""
         raise RunError(f"{name} is not the metadata JSON of a capture{hint}")
-    values = {key: _value(raw) for key, raw in document.items() if key != "activations"}
+    values = {key: _value(document[key]) for key in _READ if key in document}
     configurations = values.get("hook_configurations")
     asked = (
         [item if isinstance(item, dict) else {} for item in configurations] if isinstance(configurations, list) else []
     )
-    hooks = [_hook(hook_id, raw, asked) for hook_id, raw in (raw_hooks or {}).items()]
+    by_id = {item["hook_id"]: item for item in reversed(asked) if isinstance(item.get("hook_id"), str)}
+    hooks = [_hook(hook_id, raw, by_id) for hook_id, raw in (raw_hooks or {}).items()]
     if demo_type == "circuit_analysis" or (demo_type != "activation_capture" and "analysis_name" in values):
         return _analysis(values, hooks, asked)
     return _capture(values, hooks)
@@ -98,13 +111,19 @@ def _read(data: bytes, name: str) -> dict[str, Raw]:
     except _CANNOT_DECODE:
         pass
     try:  # Python's json module writes NaN, Infinity and lone surrogates, and reads UTF-16 and a BOM
-        document = json.loads(data, parse_constant=lambda _: None)
+        document = json.loads(data, parse_constant=lambda _: None, parse_float=_finite)
         text = json.dumps(document, ensure_ascii=False).encode("utf-8", "replace")
     except _CANNOT_DECODE as error:
         raise RunError(f"{name} is not JSON: {inline(str(error))}") from error
     if not isinstance(document, dict):
         raise RunError(f"{name} is not the metadata JSON of a capture")
     return _raw_object_decoder.decode(text)
+
+
+def _finite(text: str) -> float | None:
+    """`1e999` is an infinity, which cannot be written as JSON again."""
+    number = float(text)
+    return number if math.isfinite(number) else None
 
 
 def _value(raw: Raw | None) -> Any:
@@ -121,14 +140,13 @@ def _raw_object(raw: Raw | None) -> dict[str, Raw] | None:
         return None
 
 
-def _hook(hook_id: str, raw: Raw, asked: list[dict[str, Any]]) -> _Hook:
+def _hook(hook_id: str, raw: Raw, asked: Mapping[str, dict[str, Any]]) -> _Hook:
     try:
         entries = _entries_decoder.decode(raw)
     except _CANNOT_DECODE:
         entries = _entries_of_any_kind(raw)
     if not entries:
-        of_hook = (item for item in asked if item.get("hook_id") == hook_id)
-        configuration = next(of_hook, {})
+        configuration = asked.get(hook_id, {})
         layer, component = (_text(configuration.get(key)) for key in ("layer_name", "component"))
         return _Hook(_text(hook_id), 0, layer, component, "none", "none", "none")
     return _Hook(
@@ -209,7 +227,9 @@ def _excerpt(value: Any) -> str:
 
 
 def _quoted(text: str) -> str:
-    return msgspec.json.encode(text).decode()
+    """As a string of JSON."""
+    text = clean(text)
+    return msgspec.json.encode(text if len(text) <= _LONGEST_QUOTED else text[:_LONGEST_QUOTED] + "…").decode()
 
 
 def _captures(configuration: Mapping[str, Any]) -> str:

@@ -11,14 +11,13 @@ import mmap
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
-import msgspec
-
-from .decoding import no_collection
-from .dtypes import BY_HEADER, MAX_RANK, DType
+from .dtypes import BY_HEADER, DType
 from .errors import RunError
+from .files import open_regular
 from .journal import Journal
+from .shard_header import HeaderEntry, decode_header
 
 if TYPE_CHECKING:
     import torch
@@ -35,17 +34,6 @@ class Entry(NamedTuple):
     end: int
 
 
-_Size = Annotated[int, msgspec.Meta(ge=0)]
-
-
-class _HeaderEntry(msgspec.Struct, gc=False):
-    # Everything has a default because `__metadata__` stands among the entries.
-    dtype: str = ""
-    shape: Annotated[tuple[_Size, ...], msgspec.Meta(max_length=MAX_RANK)] = ()
-    data_offsets: tuple[_Size, _Size] = (0, 0)
-
-
-_header_decoder = msgspec.json.Decoder(dict[str, _HeaderEntry])
 _sizes = {header: dtype.size for header, dtype in BY_HEADER.items()}
 
 
@@ -54,7 +42,7 @@ class _HeaderEntries(Mapping[str, Entry]):
     more.
     """
 
-    def __init__(self, stored: dict[str, _HeaderEntry], data_start: int):
+    def __init__(self, stored: dict[str, HeaderEntry], data_start: int):
         self._stored = stored
         self._data_start = data_start
 
@@ -85,25 +73,28 @@ class ShardFile:
         """A whole safetensors file. Raises RunError where it is torn, FileNotFoundError where it is not
         there.
         """
-        try:
-            with open(path, "rb") as file:
-                size = os.fstat(file.fileno()).st_size
+        with open_regular(path) as file:
+            size = _size(file)
+            try:
                 length = int.from_bytes(file.read(8), "little")
-                if size < 8 or length > min(size - 8, _LARGEST_HEADER):
+                if size < 8 or length > size - 8:
                     raise RunError(
                         f"{path} is no whole shard: its header of {length} bytes does not fit in {size} bytes"
                     )
+                if length > _LARGEST_HEADER:
+                    raise RunError(
+                        f"{path} is no whole shard: its header has {length} bytes, {_LARGEST_HEADER} are allowed"
+                    )
                 header = file.read(length)
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            raise RunError(f"{path} cannot be read: {error.strerror}") from error
+            except OSError as error:
+                raise RunError(f"{path} cannot be read: {error.strerror}") from error
         return cls(path, parse_header(header, 8 + length, size, str(path)), size)
 
     @classmethod
     def open_shard(cls, path: Path, journal: Journal) -> ShardFile:
         """A shard still being written, or left by a crash: what its journal names and the file holds."""
-        size = _size(path)
+        with open_regular(path) as file:
+            size = _size(file)
         entries = {}
         for record in journal.records:
             begin, end = journal.data_start + record.begin, journal.data_start + record.end
@@ -130,11 +121,11 @@ class ShardFile:
             except (RuntimeError, OverflowError, TypeError) as error:
                 raise RunError(f"{self.path}: {key!r} has a shape that torch cannot hold") from error
         if self._storage is None:
-            self._check_length()
-            try:
-                storage = torch.UntypedStorage.from_file(str(self.path), False, self._length)
-            except RuntimeError as error:
-                raise RunError(f"{self.path} cannot be mapped: {str(error).splitlines()[0]}") from error
+            with self._opened():
+                try:
+                    storage = torch.UntypedStorage.from_file(str(self.path), False, self._length)
+                except RuntimeError as error:
+                    raise RunError(f"{self.path} cannot be mapped: {error}") from error
             assert isinstance(storage, torch.UntypedStorage)
             self._storage = storage
         strides = [math.prod(entry.shape[axis + 1 :]) for axis in range(len(entry.shape))]
@@ -147,29 +138,29 @@ class ShardFile:
         if entry.begin == entry.end:
             return memoryview(b"")
         if self._bytes is None:
-            self._check_length()
-            try:
-                with open(self.path, "rb") as file:
+            with self._opened() as file:
+                try:
                     self._bytes = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-            except OSError as error:
-                raise RunError(f"{self.path} cannot be mapped: {error.strerror}") from error
+                except OSError as error:
+                    raise RunError(f"{self.path} cannot be mapped: {error.strerror}") from error
         return self._bytes[entry.begin : entry.end]
 
-    def _check_length(self) -> None:
-        """Reading a mapped page that the file does not have kills the process, so the length is looked at
-        again.
+    def _opened(self) -> BinaryIO:
+        """The file, to be mapped. Reading a mapped page that a file does not have kills the process, so its length is
+        looked at again.
         """
-        if _size(self.path) < self._length:
+        try:
+            file = open_regular(self.path)
+        except FileNotFoundError:
+            raise RunError(f"{self.path} is gone since it was opened") from None
+        if _size(file) < self._length:
+            file.close()
             raise RunError(f"{self.path} is cut short: it has become smaller since it was opened")
+        return file
 
 
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise RunError(f"{path} cannot be read: {error.strerror}") from error
+def _size(file: BinaryIO) -> int:
+    return os.fstat(file.fileno()).st_size
 
 
 def parse_header(header: bytes, data_start: int, file_size: int, name: str) -> Mapping[str, Entry]:
@@ -178,12 +169,7 @@ def parse_header(header: bytes, data_start: int, file_size: int, name: str) -> M
 
     Raises RunError, which calls the file `name`.
     """
-    try:
-        with no_collection():
-            stored = _header_decoder.decode(header)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise RunError(f"{name} is no whole shard: its header cannot be read: {error}") from error
-    stored.pop("__metadata__", None)
+    stored = decode_header(header, name)
     end_of_data = 0
     for key, item in sorted(stored.items(), key=lambda pair: pair[1].data_offsets):
         begin, end = item.data_offsets

@@ -12,16 +12,17 @@ from pathlib import Path
 import msgspec
 
 from .errors import RunError
-from .journal import Journal, JournalRecord
+from .journal import ALIGNMENT, Journal, JournalRecord
 from .recovery import LOST_KEY, PARTIAL, Crc32c
 from .shard_file import ShardFile
 
 
 def repair_shard(folder: Path, name: str, journal: Journal, crc32c: Crc32c) -> dict[str, str]:
-    """Publish `{name}.partial`: the records whose bytes have the checksums of the journal, from the first to the last
-    of them. Bytes of a record that is lost between two others stay, under a key of no hook, since a safetensors file
-    has no holes; what stands behind the last is cut off. Gives for each record that is lost the reason why, by its key.
-    Raises RunError where a file cannot be read or written.
+    """Publish `{name}.partial` with the records whose bytes have the checksums of the journal.
+
+    All other bytes stay, under keys of no hook, since a safetensors file has no holes and a journal may be torn; only
+    the last ones are cut off, where they are no more than the padding that a writer leaves. Gives for each record that
+    is lost the reason why, by its key. Raises RunError where a file cannot be read or written.
     """
     path = folder / (name + PARTIAL)
     shard = ShardFile.open_shard(path, journal)
@@ -34,14 +35,19 @@ def repair_shard(folder: Path, name: str, journal: Journal, crc32c: Crc32c) -> d
             lost[record.key] = "its bytes are not those that were written"
         else:
             kept.append(record)
-    end = kept[-1].end if kept else 0
-    header = _header(journal, kept)
-    if 8 + len(header) > journal.data_start:
-        raise RunError(f"{path} has no room for a header of {len(header)} bytes: its journal is not that of a writer")
-    front = (journal.data_start - 8).to_bytes(8, "little") + header.ljust(journal.data_start - 8)
     del shard  # and with it the mapping
+    size = path.stat().st_size
+    # The room for the header is written first of all: where it is not there, nothing is.
+    data_start = journal.data_start if size >= journal.data_start else ALIGNMENT
+    end = kept[-1].end if kept else 0
+    if size - data_start - end >= ALIGNMENT:
+        end = size - data_start
+    header = _header(journal.dtype.header, kept, end)
+    if 8 + len(header) > data_start:
+        raise RunError(f"{path} has no room for a header of {len(header)} bytes: its journal is not that of its writer")
+    front = (data_start - 8).to_bytes(8, "little") + header.ljust(data_start - 8)
     try:
-        _write(path, front, journal.data_start + end)
+        _write(path, front, data_start + end)
         os.rename(path, folder / name)
         sync_folder(folder)
     except OSError as error:
@@ -49,20 +55,24 @@ def repair_shard(folder: Path, name: str, journal: Journal, crc32c: Crc32c) -> d
     return lost
 
 
-def _header(journal: Journal, kept: list[JournalRecord]) -> bytes:
+def _header(dtype: str, kept: list[JournalRecord], end: int) -> bytes:
     entries: dict[str, object] = {
         "__metadata__": {"format": "pt", "writer": "neuroscope-fast", "format_version": "1"},
     }
     at = 0
     for record in kept:
         if record.begin > at:
-            size = record.begin - at
-            entries[f"{LOST_KEY}{at}"] = {"dtype": "U8", "shape": [size], "data_offsets": [at, record.begin]}
-        shape = list(record.shape)
+            entries[f"{LOST_KEY}{at}"] = _lost(at, record.begin)
         offsets = [record.begin, record.end]
-        entries[record.key] = {"dtype": journal.dtype.header, "shape": shape, "data_offsets": offsets}
+        entries[record.key] = {"dtype": dtype, "shape": list(record.shape), "data_offsets": offsets}
         at = record.end
+    if end > at:
+        entries[f"{LOST_KEY}{at}"] = _lost(at, end)
     return msgspec.json.encode(entries)
+
+
+def _lost(begin: int, end: int) -> dict[str, object]:
+    return {"dtype": "U8", "shape": [end - begin], "data_offsets": [begin, end]}
 
 
 def _write(path: Path, front: bytes, size: int) -> None:

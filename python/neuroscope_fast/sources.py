@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import RunError
+from .files import plain_name
 from .journal import Journal
 from .records import DataRef
 from .recovery import PARTIAL
@@ -70,10 +71,3 @@ class DirectorySource:
             return ShardFile.published(path)
         except FileNotFoundError:
             raise RunError(f"{path} is missing, and so is {path.name}{PARTIAL}") from None
-
-
-def plain_name(name: str) -> str:
-    """`name`, if it names a file in the run directory itself; else a RunError."""
-    if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
-        raise RunError(f"the run names the file {name!r}, which is not in its directory")
-    return name

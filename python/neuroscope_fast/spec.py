@@ -156,7 +156,7 @@ def _read_text(text: str) -> Iterator[tuple[HookSpec, str]]:
     if text.startswith("[") or re.match(r"\{\s*[\"}]", text):
         yield from _read(_decode(text.encode(errors="surrogatepass"), "the JSON text"), "the JSON text")
         return
-    if text.endswith(".json") and (":" not in text or Path(text).is_file()):
+    if text.endswith(".json") and (":" not in text or os.path.isfile(text)):
         yield from _read_file(Path(text))
         return
     layer_name, _, rest = text.partition(":")
@@ -173,8 +173,8 @@ def _read_text(text: str) -> Iterator[tuple[HookSpec, str]]:
 def _read_file(path: Path) -> Iterator[tuple[HookSpec, str]]:
     try:
         content = path.read_bytes()
-    except OSError as error:
-        raise HookError(f"cannot read hooks from {path}: {error.strerror or error}") from None
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        raise HookError(f"cannot read hooks from {path}: {getattr(error, 'strerror', None) or error}") from None
     yield from _read(_decode(content, str(path)), str(path))
 
 

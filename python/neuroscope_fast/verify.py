@@ -40,38 +40,50 @@ def verify_records(
     for name, journal in source.journals.items():
         checksums.setdefault(name, {}).update({record.key: record.crc32c for record in journal.records})
     bad: list[BadRecord] = []
-    seen: set[DataRef] = set()
+    seen: set[_Part] = set()
     for record in records:
-        for ref in _stored_parts(record):
-            if ref in seen:
+        for part in _stored_parts(record):
+            if part in seen:
                 continue
-            seen.add(ref)
-            reason = _check(source, ref, checksums.get(ref.file, {}).get(ref.key), crc32c, progress)
+            seen.add(part)
+            file, key = part.ref.file, part.ref.key
+            reason = _check(source, part, checksums.get(file, {}).get(key), crc32c, progress)
             if reason is not None:
-                bad.append(BadRecord(record, ref.file, ref.key, reason))
+                bad.append(BadRecord(record, file, key, reason))
     return bad
 
 
-def _stored_parts(record: Record) -> list[DataRef]:
-    parts = [data_ref(record)]
+class _Part(NamedTuple):
+    """A stored tensor, and what it is as its record says; a dtype that the record does not tell is None."""
+
+    ref: DataRef
+    dtype: str | None
+    shape: tuple[int, ...]
+
+
+def _stored_parts(record: Record) -> list[_Part]:
+    data, shape = data_ref(record), tuple(record.shape)
+    parts = [_Part(data, record.dtype, shape)]
     if is_quantised(record):
-        parts.append(record.scale or DataRef(parts[0].file, parts[0].key + "/scale"))
+        parts.append(_Part(record.scale or DataRef(data.file, data.key + "/scale"), "float32", shape[:-1]))
     if record.indices is not None:
-        parts.append(record.indices)
+        parts.append(_Part(record.indices, None, shape))
     return parts
 
 
 def _check(
-    source: DirectorySource,
-    ref: DataRef,
-    expected: int | None,
-    crc32c: Crc32c,
-    progress: Progress | None,
+    source: DirectorySource, part: _Part, expected: int | None, crc32c: Crc32c, progress: Progress | None
 ) -> str | None:
     try:
-        stored = source.shard(ref.file).view(ref.key)
+        shard = source.shard(part.ref.file)
+        entry = shard.entry(part.ref.key)
+        stored = shard.view(part.ref.key)
     except RunError as error:
         return str(error)
+    # Checksums are of bytes alone: what is read from them is in the shard's header, which has none.
+    dtype = part.dtype or entry.dtype.name
+    if (entry.dtype.name, entry.shape) != (dtype, part.shape):
+        return f"its shard says {entry.dtype.name} {list(entry.shape)}, its record {dtype} {list(part.shape)}"
     if expected is None:
         return "no checksum is recorded for it"
     actual = crc32c(stored)

@@ -5,7 +5,9 @@ What was asked for goes to stdout, everything else (errors, notices, progress) t
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import sys
 from typing import Annotated, Any
 
@@ -14,6 +16,10 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from ..errors import one_line
+
+# Of JSON's text what it does not escape itself: C1 controls, and what turns the direction of writing or ends a line.
+_STEERING = re.compile("[\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 _WIDE = 10_000  # columns, where stdout is no terminal: nothing is wrapped
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
@@ -27,8 +33,12 @@ def console() -> Console:
 
 def print_json(value: Any) -> None:
     """One JSON document on stdout, in UTF-8 whatever the terminal's encoding."""
-    data = msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
-    print_bytes(data)
+    try:
+        data = msgspec.json.encode(value)
+    except UnicodeEncodeError:  # the name of a folder may be no UTF-8
+        data = json.dumps(msgspec.to_builtins(value)).encode()
+    text = msgspec.json.format(data, indent=2).decode()
+    print_bytes(_STEERING.sub(lambda match: f"\\u{ord(match[0]):04x}", text).encode() + b"\n")
 
 
 def print_bytes(data: bytes) -> None:
@@ -43,13 +53,21 @@ def print_bytes(data: bytes) -> None:
 
 
 def say(message: str) -> None:
-    """One line on stderr."""
-    print(message, file=sys.stderr, flush=True)
+    """One line on stderr, whatever stands in the message."""
+    print(one_line(message), file=sys.stderr, flush=True)
 
 
 def line(out: Console, *parts: str | tuple[str, str]) -> None:
-    """One line on stdout of texts, or of (text, style), which is not broken at the console's width."""
-    out.print(Text.assemble(*parts), soft_wrap=True)
+    """One line on stdout of texts, or of (text, style), which is not broken at the console's width. Names in a run may
+    be of any origin: what stands in the texts cannot end the line or steer the terminal.
+    """
+    texts = [one_line(part) if isinstance(part, str) else (one_line(part[0]), part[1]) for part in parts]
+    out.print(Text.assemble(*texts), soft_wrap=True)
+
+
+def paragraphs(out: Console, text: str) -> None:
+    """A text of many lines on stdout."""
+    out.print(Text(printable(text)), soft_wrap=True)
 
 
 def printable(text: str) -> str:

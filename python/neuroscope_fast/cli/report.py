@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from ..errors import RunError
+from ..files import plain_name, read_regular
 from ..manifest import MANIFEST_FILE, decode_manifest, replace_file
 from ..report import render
 from .console import print_bytes, say
@@ -35,8 +36,8 @@ def report(
         return
     if out.is_dir():
         raise typer.BadParameter(f"{out} is a directory: name a file in it", param_hint="--out")
-    if out.exists():
-        if out.samefile(source):
+    if os.path.lexists(out):  # a link that leads nowhere too
+        if out.exists() and out.samefile(source):
             raise typer.BadParameter("it is the file that is read: name another", param_hint="--out")
         if not overwrite:
             raise RunError(f"{out} is there already: choose another name, or add --overwrite")
@@ -50,6 +51,7 @@ def report(
 def _metadata_of(folder: Path) -> Path:
     path = folder / MANIFEST_FILE
     try:
-        return folder / decode_manifest(path.read_bytes(), str(path)).metadata_file
-    except OSError as error:
+        manifest = decode_manifest(read_regular(path), str(path))
+    except FileNotFoundError as error:
         raise RunError(f"{folder} is no run directory: {path.name} cannot be read ({error.strerror})") from error
+    return folder / plain_name(manifest.metadata_file)

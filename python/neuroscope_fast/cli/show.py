@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ..reader import Run, RunIncompleteWarning, open_run
-from .console import JsonOption, console, count_text, line, print_json, printable, say, size_text
+from .console import JsonOption, console, count_text, line, paragraphs, print_json, say, size_text
 from .summary import RunSummary, print_hooks, summarise_run
 
 _MOST_TEXTS = 3
@@ -42,7 +42,7 @@ def print_summary(summary: RunSummary) -> None:
     if summary.generated_text:
         texts = [each.prompt + each.generated_text for each in summary.generations] or [summary.generated_text]
         for text in texts[:_MOST_TEXTS]:
-            line(out, printable(text))
+            paragraphs(out, text)
         if len(texts) > _MOST_TEXTS:
             line(out, f"… and {count_text(len(texts) - _MOST_TEXTS, 'text')} more in {summary.metadata_file}")
         line(out, "")

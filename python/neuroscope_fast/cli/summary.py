@@ -12,13 +12,16 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from ..activations import data_ref
-from ..dtypes import BY_NAME
+from ..dtypes import BY_NAME, MAX_RANK
+from ..errors import RunError, one_line
 from ..manifest import Counters, ModelInfo
 from ..reader import Run
 from ..records import Generation, HookConfiguration, Record, Usage
 from ..run_directory import report_file_name
 from ..summary import summarise_shapes
 from .console import count_text, line, size_text
+
+_MOST_BYTES = 2**63  # more than a file can have
 
 
 class ShapeCount(Struct):
@@ -97,8 +100,13 @@ def summarise_run(run: Run) -> RunSummary:
 
 
 def record_bytes(record: Record) -> int:
-    """The bytes that a record takes in its shards, scales included."""
-    size = math.prod(record.shape) * BY_NAME[record.dtype].size
+    """The bytes that a record takes in its shards, scales included. Raises RunError where there is no such tensor."""
+    dtype = BY_NAME.get(record.dtype)
+    size = -1 if dtype is None or len(record.shape) > MAX_RANK else math.prod(record.shape) * dtype.size
+    if not 0 <= size <= _MOST_BYTES:
+        raise RunError(
+            f"the metadata JSON is not that of a run: a record of {record.hook_id!r} is {record.dtype!r} {record.shape}"
+        )
     scales = math.prod(record.shape[:-1]) * BY_NAME["float32"].size if record.scale is not None else 0
     return size + scales
 
@@ -127,12 +135,12 @@ def print_hooks(out: Console, hooks: Sequence[HookSummary]) -> None:
         table.add_column(title, no_wrap=True, justify="right" if title in ("records", "bytes") else "left")
     for hook in hooks:
         table.add_row(
-            hook.hook_id,
-            hook.layer_name,
-            hook.component,
+            one_line(hook.hook_id),
+            one_line(hook.layer_name),
+            one_line(hook.component),
             f"{hook.records:,}",
-            _shapes(hook),
-            ", ".join(hook.dtypes) or "none",
+            one_line(_shapes(hook)),
+            one_line(", ".join(hook.dtypes)) or "none",
             size_text(hook.bytes),
         )
     needed = Measurement.get(out, out.options.update(max_width=100_000), table).maximum
