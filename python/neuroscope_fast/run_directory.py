@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from .errors import CaptureError, OptionError, RunError
+from .files import read_regular
 from .manifest import INDEX_FILE, MANIFEST_FILE, Manifest, decode_manifest, encode_manifest, replace_files
 
 _SHARD = re.compile(r"activations-\w+-\d+\.safetensors(\.partial|\.journal)?")
@@ -102,7 +103,7 @@ class RunDirectory:
         """What a run left here. Files of any other name are nobody's business."""
         names = {MANIFEST_FILE, INDEX_FILE, self.metadata_file, report_file_name(self.metadata_file)}
         try:
-            before = decode_manifest((self.path / MANIFEST_FILE).read_bytes())
+            before = decode_manifest(read_regular(self.path / MANIFEST_FILE))
             names |= {before.metadata_file, report_file_name(before.metadata_file)}
         except (OSError, RunError):
             pass  # none, or none that can be read: its shards are known by their names

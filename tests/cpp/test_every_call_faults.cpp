@@ -102,10 +102,10 @@ Outcome run(bool at_close, Inject inject) {
         if (outcome.error.empty()) outcome.error = error;
         return error.empty();
     };
-    for (int i = 0; i < 12; ++i) {
+    for (int i = 0; i < 8; ++i) {
         attempt([&] { capture.submit(DType::u8, {i * 700 + 1}); });
         attempt([&] { capture.submit(DType::f32, {i % 3, 50}); });
-        if (i % 5 == 3 && attempt([&] { capture.engine->sync(); })) {
+        if (i % 3 == 2 && attempt([&] { capture.engine->sync(); })) {
             outcome.promised.clear();
             for (const auto& [key, tensor] : capture.expected) outcome.promised.push_back(key);
         }
@@ -157,7 +157,7 @@ TEST_P(EveryCall, IsSaidAndLosesNothingAcknowledged) {
     if (fault.name == "ShortWrites") {
         EXPECT_EQ(failed, 0);
     } else {
-        EXPECT_GT(failed, 40);
+        EXPECT_GT(failed, 30);
     }
 }
 
