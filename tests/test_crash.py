@@ -31,6 +31,7 @@ def test_killed_captures_keep_what_was_acknowledged() -> None:
 def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """A folder for each state that a cut before a system call may leave; in each the list of what was promised."""
     if not CPP_TESTS.exists():
+        assert os.environ.get("NSF_TESTS") != "REQUIRED", f"{CPP_TESTS} is not there"
         pytest.skip("the C++ tests are not built: make cpp-test")
     folder = tmp_path_factory.mktemp("images")
     done = subprocess.run(

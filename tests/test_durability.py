@@ -288,3 +288,53 @@ def test_files_have_the_users_umask(model: nn.Module, tmp_path: Path) -> None:
     modes |= {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "run").iterdir()}
     assert set(modes.values()) == {0o640}, modes
     assert (tmp_path / "run").stat().st_mode & 0o777 == 0o750
+
+
+def test_each_capture_says_that_it_detaches() -> None:
+    """Whatever a filter has seen before at the same line of torch."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        for _ in range(2):
+            model = Root()
+            with nsf.capture(model, "body:mlp:x", on_error="detach"):
+                for _ in range(4):
+                    model(torch.ones(1, 2, 4))
+    assert len([each for each in caught if "goes on without it" in str(each.message)]) == 2
+
+
+@pytest.mark.parametrize("overflow", ["drop", "fail", "block"])
+@pytest.mark.parametrize("durability", ["64KiB", "1KiB"])
+def test_durability_fills_no_ring_with_empty_blocks(durability: str, overflow: str, tmp_path: Path) -> None:
+    model = Stack().eval().requires_grad_(False)
+    with nsf.capture(model, HOOKS, out=tmp_path / "run", durability=durability, overflow=overflow) as capture:
+        for _ in range(300):
+            model(torch.ones(1, 4, 32))
+    assert capture.result.stats.drops == 0
+    assert capture.result.stats.stalls == 0
+    assert capture.result.stats.records == 900
+
+
+def test_more_axes_than_a_run_can_hold_are_refused_before_anything_is_stored(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Identity())
+    place = {"layer_name": "0", "component": "mlp"}
+    with nsf.capture(model, [place], out=tmp_path / "run") as capture:
+        model(torch.ones((1,) * 64))
+        with pytest.raises(nsf.CaptureError, match="it has 65 axes; a run holds tensors of up to 64"):
+            model(torch.ones((1,) * 65))
+    assert [len(record.shape) for record in capture.result.records] == [64]
+    assert capture.result.verify() == []
+
+
+def test_a_forked_child_is_told_and_does_not_wait(model: nn.Module, tmp_path: Path) -> None:
+    with nsf.capture(model, HOOKS, out=tmp_path / "run", durability="0.001s", **SMALL) as capture:
+        for _ in range(20):
+            model(torch.ones(1, 2, 32))
+            child = os.fork()
+            if child == 0:
+                try:
+                    capture.stats  # noqa: B018
+                except nsf.CaptureError:
+                    os._exit(0)
+                os._exit(1)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert capture.result.stats.records == 60

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -16,7 +17,8 @@ from typing import Any
 import neuroscope_fast as nsf
 import pytest
 import torch
-from neuroscope_fast import repair, shard_repair
+from neuroscope_fast import repair, run_directory, shard_repair
+from run_writer import RunWriter, journal_header, random_tensor
 from test_reader import generation
 
 FILE = "activations-float32-00000.safetensors"
@@ -171,6 +173,167 @@ def test_what_is_no_run_is_refused_and_not_touched(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["mine.txt"]
 
 
+def test_a_journal_damaged_in_the_middle_costs_no_byte(tmp_path: Path) -> None:
+    folder = killed(tmp_path)
+    journal, partial = folder / f"{FILE}.journal", folder / f"{FILE}.partial"
+    flip(journal, len(journal.read_bytes()) // 2)
+    before, damaged = partial.read_bytes(), journal.read_bytes()
+    run = nsf.recover(folder)
+    assert 0 < len(run.records) < 8
+    assert run.verify() == []
+    after = (folder / FILE).read_bytes()
+    assert after[8192:] == before[8192 : len(after)]
+    assert len(before) - len(after) < 4096
+    assert (folder / f"{FILE}.damaged-journal").read_bytes() == damaged
+    recovery = run.manifest.recovery
+    assert recovery is not None
+    assert any("is damaged in the middle: it is kept as" in each for each in recovery.problems)
+
+
+def test_an_old_partial_beside_a_published_shard_replaces_nothing(tmp_path: Path) -> None:
+    old = killed(tmp_path / "old")
+    folder = generation(tmp_path / "run").close("interrupted", "an exception")
+    before = contents(folder)
+    for ending in (".partial", ".journal"):
+        (folder / (FILE + ending)).write_bytes((old / (FILE + ending)).read_bytes() + b"old")
+    run = nsf.recover(folder)
+    assert (folder / FILE).read_bytes() == before[FILE]
+    assert len(run.records) == 8
+    assert run.verify() == []
+    recovery = run.manifest.recovery
+    assert recovery is not None
+    assert recovery.unreadable == [f"{FILE}.partial", f"{FILE}.journal"]
+    assert (folder / f"{FILE}.partial").read_bytes().endswith(b"old")
+
+
+@pytest.mark.parametrize(
+    "name", ["thesis.md", FILE, "capture.json", "circuit_analysis_/x.json", "circuit_analysis_a.md"]
+)
+def test_a_manifest_cannot_name_the_file_that_is_overwritten(name: str, tmp_path: Path) -> None:
+    folder = killed(tmp_path)
+    (folder / "thesis.md").write_text("mine")
+    manifest = json.loads((folder / "capture.json").read_text())
+    (folder / "capture.json").write_text(json.dumps({**manifest, "metadata_file": name}))
+    before = contents(folder)
+    with pytest.raises(nsf.RunError, match=r"which is no metadata of a capture|not in its directory"):
+        nsf.recover(folder)
+    assert contents(folder) == before
+
+
+def test_links_are_not_written_through(tmp_path: Path) -> None:
+    folder, victim = killed(tmp_path / "run"), tmp_path / "victim"
+    victim.write_bytes(b"x" * 100_000)
+    (folder / "activation_capture.json.tmp").symlink_to(victim)
+    nsf.recover(folder)
+    assert victim.read_bytes() == b"x" * 100_000
+
+
+def test_a_shard_with_another_name_is_not_changed(tmp_path: Path) -> None:
+    folder, other = killed(tmp_path / "run"), tmp_path / "other"
+    os.link(folder / f"{FILE}.partial", other)
+    before = other.read_bytes()
+    run = nsf.recover(folder)
+    assert other.read_bytes() == before
+    assert run.manifest.recovery is not None
+    assert run.manifest.recovery.unreadable == [f"{FILE}.partial", f"{FILE}.journal"]
+
+
+def two_dtypes(folder: Path) -> Path:
+    writer = RunWriter(folder, ["a", "b"])
+    for step in range(3):
+        writer.add("a", random_tensor((1, 2, 4), "float32", step), step=step)
+        writer.add("b", random_tensor((1, 2, 4), "bfloat16", step), step=step)
+    return writer.kill()
+
+
+@pytest.mark.parametrize("defect", ["gone", "no shard", "huge data start"])
+def test_one_bad_shard_keeps_no_other_from_being_recovered(defect: str, tmp_path: Path) -> None:
+    folder = two_dtypes(tmp_path)
+    name = "activations-bfloat16-00000.safetensors"
+    partial, journal = folder / f"{name}.partial", folder / f"{name}.journal"
+    if defect == "gone":
+        partial.unlink()
+    elif defect == "no shard":
+        partial.unlink()
+        (folder / name).write_bytes(b"no shard at all")
+    else:
+        data = journal.read_bytes()
+        journal.write_bytes(journal_header("bfloat16", data_start=1 << 32) + data[32:])
+        os.truncate(partial, (1 << 32) + 8192)  # a hole: it takes no room
+    run = nsf.recover(folder)
+    assert [record.hook_id for record in run.records] == ["a"] * 3
+    assert run.verify() == []
+    recovery = run.manifest.recovery
+    assert recovery is not None
+    assert recovery.shards == [FILE]
+    assert {lost.key for lost in recovery.lost} == {f"b/{step:06d}" for step in range(3)}
+    assert recovery.problems
+    assert f"{name}.journal" in recovery.unreadable
+    before = set(contents_of_small(folder))
+    nsf.recover(folder)
+    assert set(contents_of_small(folder)) == before
+
+
+def contents_of_small(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.stat().st_size < 1 << 20}
+
+
+def test_metadata_that_cannot_be_read_is_kept(tmp_path: Path) -> None:
+    folder = generation(tmp_path).close("failed", "disk full")
+    file = folder / "activation_capture.json"
+    torn = file.read_bytes() + b"}"
+    file.write_bytes(torn)
+    (folder / f"{FILE}.journal").write_bytes(b"")  # there is something to recover
+    run = nsf.recover(folder)
+    assert len(run.records) == 8
+    assert (folder / "activation_capture.json.unreadable").read_bytes() == torn
+    assert run.manifest.recovery is not None
+    assert "activation_capture.json.unreadable" in run.manifest.recovery.unreadable
+
+
+def test_a_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = killed(tmp_path)
+
+    def no_locks(*_: Any) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(run_directory.fcntl, "flock", no_locks)
+    before = contents(folder)
+    with pytest.raises(nsf.RunError, match=r"file system without locks.*copy it to another one"):
+        nsf.recover(folder)
+    assert contents(folder) == before
+
+
+def test_files_of_the_users_are_nobodys_business(tmp_path: Path) -> None:
+    folder = killed(tmp_path)
+    for name in ("download.bin.partial", "activations-notes.partial", "my.journal"):
+        (folder / name).touch()
+    nsf.recover(folder)
+    before = contents(folder)
+    nsf.recover(folder)
+    assert contents(folder) == before
+    assert {"download.bin.partial", "activations-notes.partial", "my.journal"} <= set(before)
+
+
+def test_the_index_names_scales_too(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8))
+    place = {"layer_name": "0", "component": "mlp"}
+    for name in ("closed", "killed"):
+        with nsf.capture(model, [place], out=tmp_path / name, dtype="int8") as capture, torch.no_grad():
+            for step in range(5):
+                model(torch.full((1, 3, 8), float(step)))
+            capture.sync()
+            if name == "killed":
+                shutil.copytree(tmp_path / "killed", tmp_path / "copy")
+    nsf.recover(tmp_path / "copy")
+    closed, recovered = (
+        json.loads((tmp_path / name / "activations.safetensors.index.json").read_text()) for name in ("closed", "copy")
+    )
+    assert recovered == closed
+    assert len(closed["weight_map"]) == 10
+
+
 class Killed(BaseException):
     """The process is gone: nothing catches this."""
 
@@ -241,7 +404,7 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pyt
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(shard_repair.os, "ftruncate", full)
-    with pytest.raises(nsf.RunError, match=r"float32-00000\.safetensors\.partial cannot be repaired: No space left"):
+    with pytest.raises(nsf.RunError, match=r"float32-00000\.safetensors\.partial cannot be recovered: No space left"):
         nsf.recover(folder)
     monkeypatch.undo()
     assert len(nsf.recover(folder).records) == 8

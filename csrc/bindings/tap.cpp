@@ -257,7 +257,11 @@ bool Session::detach(const std::string& why) {
     detached_by = why;
     const std::string message = "the capture has ended, and the model goes on without it: " + why;
     const py::object category = py::module_::import("neuroscope_fast.errors").attr("CaptureWarning");
-    if (PyErr_WarnEx(category.ptr(), message.c_str(), 1) != 0) throw py::error_already_set();
+    // Without a registry: each capture says it, whatever others have said at the same line.
+    if (PyErr_WarnExplicit(category.ptr(), message.c_str(), "neuroscope_fast", 1, "neuroscope_fast",
+                           nullptr) != 0) {
+        throw py::error_already_set();
+    }
     return true;
 }
 

@@ -92,6 +92,7 @@ class BlockRing {
     void submit(Block& block);
     // Sends a mark; false, and nothing done, while one is on its way.
     bool mark();
+    bool is_marked() const { return marked_.load(std::memory_order_acquire); }  // pairs with recycle()
     bool is_mark(const Block& block) const { return &block == &mark_; }
     void stop();
 

@@ -59,7 +59,12 @@ Engine::Engine(EngineOptions options, std::vector<Stream> streams, const Transfe
     worker_ = std::make_unique<Worker>(ring_, *sink_, transfer_.get());
     if (memory_ == nullptr && options_.durability.seconds > 0) {
         const std::chrono::duration<double> interval(options_.durability.seconds);
-        pulse_ = std::make_unique<Pulse>(interval, [this] { sync_now_and_then(); });
+        try {
+            pulse_ = std::make_unique<Pulse>(interval, [this] { sync_now_and_then(); });
+        } catch (...) {
+            ring_.stop();  // or the worker would be waited for without end
+            throw;
+        }
     }
 }
 
@@ -139,10 +144,12 @@ void Engine::hand_over_all() {
     }
 }
 
-// Sends all that is stored to the writer, and a mark behind it; false where a mark is on its way already.
+// Sends all that is stored to the writer, and a mark behind it. False, and nothing done, where a mark is on its way:
+// handing blocks over all the time would fill the ring with almost empty ones.
 bool Engine::start_sync() {
+    if (ring_.is_marked()) return false;
     breaking([&] { hand_over_all(); });
-    if (!ring_.mark()) return false;
+    ring_.mark();
     ++marks_;
     unsynced_ = 0;
     return true;
@@ -255,6 +262,10 @@ void Engine::breaking(Action action) {
 
 void Engine::submit(const Origin& origin, const Kept& kept, DType target, DType computed) {
     check_process();  // the mutex may have been held at the fork
+    if (kept.shape.size() > max_rank) {
+        throw std::invalid_argument("it has " + std::to_string(kept.shape.size()) +
+                                    " axes; a run holds tensors of up to " + std::to_string(max_rank));
+    }
     const ProducerLock lock(*this);
     check_usable();
     const Selection* selection = kept.selection ? &*kept.selection : nullptr;
@@ -383,11 +394,13 @@ void Engine::count_tap(std::uint64_t ticks, std::uint64_t bytes) {
 }
 
 std::vector<DroppedRecord> Engine::dropped() const {
+    check_process();
     const ProducerLock lock(*this);
     return dropped_;
 }
 
 Stats Engine::stats() const {
+    check_process();
     const ProducerLock lock(*this);
     Stats stats;
     stats.records = worker_->log().size();

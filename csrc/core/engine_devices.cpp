@@ -63,11 +63,13 @@ void Engine::open_device(int device, const std::vector<std::pair<DType, DType>>&
 }
 
 std::vector<DeviceStats> Engine::device_stats() const {
+    check_process();
     const ProducerLock lock(*this);
     return transfer_ ? transfer_->stats() : std::vector<DeviceStats>();
 }
 
 std::vector<std::string> Engine::warnings() const {
+    check_process();
     const ProducerLock lock(*this);
     return transfer_ ? transfer_->warnings() : std::vector<std::string>();
 }

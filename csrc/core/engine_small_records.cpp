@@ -1,4 +1,5 @@
 // The short way of a small record into the ring. What it cannot do at once, submit() does.
+#include <algorithm>
 #include <mutex>
 #include <thread>
 
@@ -66,12 +67,13 @@ bool Engine::try_submit(const RecordForm& form, const Origin& origin, const std:
     segment.last = true;
     form.cast(data, block.data + block.used, static_cast<std::size_t>(form.elements));
     block.used += form.bytes;
-    unsynced_ += form.bytes;
+    unsynced_ += std::max<std::uint64_t>(form.bytes, 1);
     ++small_records_;
     return true;
 }
 
 std::uint64_t Engine::small_records() const {
+    check_process();
     const ProducerLock lock(*this);
     return small_records_;
 }

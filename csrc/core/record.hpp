@@ -14,6 +14,9 @@ using Shape = std::vector<std::int64_t>;
 
 // The stored form of one place in the model: one hook side with one set of options. Hooks that ask for the
 // same share it.
+// The most axes of a tensor in a run; readers refuse more.
+inline constexpr std::size_t max_rank = 64;
+
 struct Stream {
     std::string hook_id;  // of the hook named first: the front of every key
     bool is_input = false;

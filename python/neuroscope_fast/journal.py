@@ -31,6 +31,8 @@ _RECORD_FRONT = struct.Struct("<IIIIBBH")
 _RECORD_BACK = struct.Struct("<QQI")
 _STREAM_KIND, _NOTE_KIND, _RECORD_KIND, _ACKNOWLEDGEMENT_KIND = 1, 2, 3, 4
 _COUNT = struct.Struct("<Q")
+_LARGEST_RECORD = 1 + _RECORD_FRONT.size + 8 * MAX_RANK + _RECORD_BACK.size
+_LARGEST_SEARCH = 1 << 16  # bytes
 
 
 class JournalHeaderError(RunError):
@@ -80,6 +82,8 @@ class Journal:
     records: list[JournalRecord]
     torn: bool
     acknowledged: int = 0
+    damaged: bool = False
+    """Whole entries stand behind one that is not: its writer was not killed there."""
 
 
 class _BadEntry(Exception):
@@ -126,7 +130,9 @@ def parse_journal(data: bytes, name: str) -> Journal:
         except (_BadEntry, struct.error, UnicodeDecodeError, msgspec.MsgspecError, RecursionError):
             break
         position += _ENTRY.size + len(payload)
-    return Journal(dtype, data_start, records, torn=position != len(data), acknowledged=acknowledged)
+    torn = position != len(data)
+    damaged = torn and _has_entry_behind(data, position)
+    return Journal(dtype, data_start, records, torn=torn, acknowledged=acknowledged, damaged=damaged)
 
 
 def _parse_header(data: bytes, name: str) -> tuple[DType, int]:
@@ -153,6 +159,18 @@ def _entry_at(data: bytes, position: int) -> bytes | None:
         return None
     payload = data[start : start + length]
     return payload if zlib.crc32(payload) == crc else None
+
+
+def _has_entry_behind(data: bytes, position: int) -> bool:
+    """Whether a whole entry stands somewhere behind the one at `position`. Looks at so much as a writer that is killed
+    leaves no more of, and at entries of a size that records have.
+    """
+    end = min(len(data), position + _LARGEST_SEARCH)
+    for start in range(position + 1, end - _ENTRY.size):
+        length = _ENTRY.unpack_from(data, start)[0]
+        if 0 < length <= _LARGEST_RECORD and _entry_at(data, start) is not None:
+            return True
+    return False
 
 
 def _parse_record(

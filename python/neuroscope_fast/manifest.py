@@ -230,6 +230,15 @@ def manifest_schema() -> dict[str, Any]:
     }
 
 
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def replace_file(path: Path, data: bytes) -> None:
     """`replace_files` of one."""
     replace_files(path.parent, {path.name: data})
@@ -252,11 +261,7 @@ def replace_files(folder: Path, files: Mapping[str, bytes]) -> None:
         for at, temporary in beside.items():
             os.replace(temporary, at)
         at = folder
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_folder(folder)
     except OSError as error:
         for temporary in beside.values():
             with contextlib.suppress(OSError):

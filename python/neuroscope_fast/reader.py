@@ -19,7 +19,7 @@ from .errors import RunError, one_line
 from .files import plain_name, read_regular
 from .manifest import MANIFEST_FILE, Counters, Manifest, Status, decode_manifest
 from .records import Metadata, Record, decode_metadata_lazily, decode_records
-from .recovery import merge, metadata_of, recover
+from .recovery import Recovered, merge, metadata_of, recover
 from .sources import DirectorySource, MemorySource
 from .verify import BadRecord, native_crc32c, verify_records
 
@@ -139,7 +139,9 @@ def open_run(path: str | os.PathLike[str]) -> Run:
     live = manifest.status == "writing" and _is_locked(folder)
     if manifest.status == "writing" and not live:
         manifest = read_manifest(folder)  # it may have been closed between the two looks
-    run = _open_complete(folder, manifest) if manifest.status == "complete" else open_unfinished(folder, manifest, live)
+    run = (
+        _open_complete(folder, manifest) if manifest.status == "complete" else _open_unfinished(folder, manifest, live)
+    )
     if run.notice is not None:
         warnings.warn(run.notice, RunIncompleteWarning, stacklevel=2)
     return run
@@ -193,13 +195,12 @@ def _open_complete(folder: Path, manifest: Manifest) -> Run:
     return Run(metadata, manifest, DirectorySource(folder), folder, undecoded=undecoded)
 
 
-def open_unfinished(folder: Path, manifest: Manifest, live: bool = False) -> Run:
-    """A run that is still written (`live`), or was interrupted, or failed."""
+def read_unfinished(folder: Path, manifest: Manifest, *, live: bool = False) -> tuple[Metadata, Recovered]:
+    """What is whole in a run that is still written (`live`), or was interrupted, or failed."""
     try:
         read = _read_metadata(folder, manifest)
     except RunError:
         read = None  # torn as the disk filled up, say: everything in it is rebuilt from the shards
-    killed = manifest.status == "writing" and not live
     crc32c = None if live else native_crc32c()
     found = recover(folder, manifest, published=read is None or manifest.status == "writing", crc32c=crc32c)
     if read is None:
@@ -213,10 +214,16 @@ def open_unfinished(folder: Path, manifest: Manifest, live: bool = False) -> Run
             for hook_id in {**known, **found.activations}
         }
         metadata = msgspec.structs.replace(metadata, activations=together)
+    return metadata, found
+
+
+def _open_unfinished(folder: Path, manifest: Manifest, live: bool) -> Run:
+    metadata, found = read_unfinished(folder, manifest, live=live)
+    killed = manifest.status == "writing" and not live
     count = sum(len(records) for records in metadata.activations.values())
     notice = f"{folder} {_what_happened(manifest, live)}; {count} records are whole"
     unpublished = [name for name in found.journals if not (folder / name).exists()]
-    if unpublished and crc32c is None and not live:
+    if unpublished and not live and native_crc32c() is None:
         notice += ", their checksums not looked at"
     if manifest.recovery is not None and manifest.recovery.lost:
         notice += f", {len(manifest.recovery.lost)} tensors were lost"

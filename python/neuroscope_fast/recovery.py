@@ -93,10 +93,18 @@ def read_journals(folder: Path, problems: list[str]) -> dict[str, Journal | None
     """By the final name of every shard that is there, published or not: its journal, None where there is none that can
     be read, which is said in `problems`.
     """
-    return {name: _read_journal(folder / (name + JOURNAL), problems) for name in _shard_names(folder)}
+    journals: dict[str, Journal | None] = {}
+    for name in shard_names(folder):
+        if os.path.lexists(folder / name) and os.path.lexists(folder / (name + PARTIAL)):
+            problems.append(f"{name} and {name}{PARTIAL} are both there: the second, and its journal, are left out")
+            journals[name] = None
+        else:
+            journals[name] = _read_journal(folder / (name + JOURNAL), problems)
+    return journals
 
 
-def _shard_names(folder: Path) -> list[str]:
+def shard_names(folder: Path) -> list[str]:
+    """The final names of all shards of which any file is there."""
     try:
         found = map(_SHARD.fullmatch, os.listdir(folder))
     except OSError as error:

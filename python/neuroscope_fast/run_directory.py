@@ -12,7 +12,15 @@ from pathlib import Path
 
 from .errors import CaptureError, OptionError, RunError
 from .files import read_regular
-from .manifest import INDEX_FILE, MANIFEST_FILE, Manifest, decode_manifest, encode_manifest, replace_files
+from .manifest import (
+    INDEX_FILE,
+    MANIFEST_FILE,
+    Manifest,
+    decode_manifest,
+    encode_manifest,
+    replace_files,
+    sync_folder,
+)
 
 _SHARD = re.compile(r"activations-\w+-\d+\.safetensors(\.partial|\.journal)?")
 _ANALYSIS_NAME = re.compile(r"\w[\w.\-]{0,99}")
@@ -35,11 +43,12 @@ def report_file_name(metadata_file: str) -> str:
     return metadata_file.removesuffix(".json") + "_format.md"
 
 
-def lock_folder(path: Path) -> int:
+def lock_folder(path: Path, *, must: bool = False) -> int:
     """A descriptor of the folder that holds an exclusive lock on it until it is closed, or the process ends.
 
     Raises CaptureError where another process holds it, and OSError where the folder cannot be opened. A file system
-    without locks gives none: a reader then takes a run that is being written for a killed one.
+    without locks gives none, a CaptureError where there `must` be one: a reader takes a run that is being written there
+    for a killed one.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -49,9 +58,30 @@ def lock_folder(path: Path) -> int:
         raise CaptureError(
             f"another process is writing to {path}: wait for its end, or choose another folder"
         ) from None
-    except OSError:
-        pass
+    except OSError as error:
+        if must:
+            os.close(descriptor)
+            raise CaptureError(
+                f"{path} is on a file system without locks, so that nobody knows whether it is still being written: "
+                "copy it to another one"
+            ) from error
     return descriptor
+
+
+def _make_folder(path: Path) -> None:
+    """With the folders above it; all that are new are durable in theirs."""
+    new = [each for each in (path, *path.parents) if not each.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for each in reversed(new):
+        sync_folder(each.parent)
+
+
+def is_metadata_file(name: str) -> bool:
+    """Whether a capture writes its metadata JSON under this name. A manifest of any origin may name another file."""
+    analysis = name.removeprefix("circuit_analysis_").removesuffix(".json")
+    return name == "activation_capture.json" or (
+        name == f"circuit_analysis_{analysis}.json" and _ANALYSIS_NAME.fullmatch(analysis) is not None
+    )
 
 
 _locked: weakref.WeakSet[RunDirectory] = weakref.WeakSet()
@@ -76,7 +106,7 @@ class RunDirectory:
         self.path = path
         self.metadata_file = metadata_file
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            _make_folder(path)
             self._descriptor = lock_folder(path)
         except OSError as error:
             raise CaptureError(f"cannot create the run directory {path}: {error.strerror}") from error
@@ -104,7 +134,8 @@ class RunDirectory:
         names = {MANIFEST_FILE, INDEX_FILE, self.metadata_file, report_file_name(self.metadata_file)}
         try:
             before = decode_manifest(read_regular(self.path / MANIFEST_FILE))
-            names |= {before.metadata_file, report_file_name(before.metadata_file)}
+            if is_metadata_file(before.metadata_file):
+                names |= {before.metadata_file, report_file_name(before.metadata_file)}
         except (OSError, RunError):
             pass  # none, or none that can be read: its shards are known by their names
         return sorted(

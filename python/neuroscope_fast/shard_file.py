@@ -22,7 +22,7 @@ from .shard_header import HeaderEntry, decode_header
 if TYPE_CHECKING:
     import torch
 
-_LARGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors library
+LARGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors library
 
 
 class Entry(NamedTuple):
@@ -81,9 +81,9 @@ class ShardFile:
                     raise RunError(
                         f"{path} is no whole shard: its header of {length} bytes does not fit in {size} bytes"
                     )
-                if length > _LARGEST_HEADER:
+                if length > LARGEST_HEADER:
                     raise RunError(
-                        f"{path} is no whole shard: its header has {length} bytes, {_LARGEST_HEADER} are allowed"
+                        f"{path} is no whole shard: its header has {length} bytes, {LARGEST_HEADER} are allowed"
                     )
                 header = file.read(length)
             except OSError as error:

@@ -13,8 +13,9 @@ import msgspec
 
 from .errors import RunError
 from .journal import ALIGNMENT, Journal, JournalRecord
+from .manifest import sync_folder
 from .recovery import LOST_KEY, PARTIAL, Crc32c
-from .shard_file import ShardFile
+from .shard_file import LARGEST_HEADER, ShardFile, parse_header
 
 
 def repair_shard(folder: Path, name: str, journal: Journal, crc32c: Crc32c) -> dict[str, str]:
@@ -22,7 +23,8 @@ def repair_shard(folder: Path, name: str, journal: Journal, crc32c: Crc32c) -> d
 
     All other bytes stay, under keys of no hook, since a safetensors file has no holes and a journal may be torn; only
     the last ones are cut off, where they are no more than the padding that a writer leaves. Gives for each record that
-    is lost the reason why, by its key. Raises RunError where a file cannot be read or written.
+    is lost the reason why, by its key. Raises RunError where the files are not those of a writer, OSError where they
+    cannot be written.
     """
     path = folder / (name + PARTIAL)
     shard = ShardFile.open_shard(path, journal)
@@ -36,7 +38,10 @@ def repair_shard(folder: Path, name: str, journal: Journal, crc32c: Crc32c) -> d
         else:
             kept.append(record)
     del shard  # and with it the mapping
-    size = path.stat().st_size
+    status = path.lstat()
+    if status.st_nlink != 1:
+        raise RunError(f"{path} is a file that has another name too, and is not changed: put a copy of it there")
+    size = status.st_size
     # The room for the header is written first of all: where it is not there, nothing is.
     data_start = journal.data_start if size >= journal.data_start else ALIGNMENT
     end = kept[-1].end if kept else 0
@@ -45,13 +50,18 @@ def repair_shard(folder: Path, name: str, journal: Journal, crc32c: Crc32c) -> d
     header = _header(journal.dtype.header, kept, end)
     if 8 + len(header) > data_start:
         raise RunError(f"{path} has no room for a header of {len(header)} bytes: its journal is not that of its writer")
-    front = (data_start - 8).to_bytes(8, "little") + header.ljust(data_start - 8)
+    if data_start > LARGEST_HEADER:
+        raise RunError(f"{path} would have a header of {data_start} bytes: its journal is not that of its writer")
+    padded = header.ljust(data_start - 8)
+    parse_header(padded, data_start, data_start + end, str(path))  # nothing is written that a reader would refuse
+    front = (data_start - 8).to_bytes(8, "little") + padded
     try:
         _write(path, front, data_start + end)
         os.rename(path, folder / name)
         sync_folder(folder)
     except OSError as error:
-        raise RunError(f"{path} cannot be repaired: {error.strerror}") from error
+        error.filename, error.filename2 = os.fspath(path), None
+        raise
     return lost
 
 
@@ -82,15 +92,6 @@ def _write(path: Path, front: bytes, size: int) -> None:
         while at < len(front):
             at += os.pwrite(descriptor, front[at:], at)
         os.ftruncate(descriptor, size)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
