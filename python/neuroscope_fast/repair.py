@@ -146,20 +146,19 @@ def _finish_shard(
     done: _Done,
 ) -> None:
     """Publish a shard, or leave it as it is and say so: one that cannot be read keeps no other from being recovered."""
+    left = [name + ending for ending in (PARTIAL, JOURNAL) if os.path.lexists(folder / (name + ending))]
+    if journal is None:  # what is wrong with it has been said
+        done.unreadable += left
+        return
     reasons: dict[str, str] = {}
     try:
-        if journal is None:
-            raise RunError("")
         if os.path.lexists(folder / (name + PARTIAL)):
             reasons = repair_shard(folder, name, journal, crc32c)
         entries = ShardFile.published(folder / name).entries
     except (RunError, FileNotFoundError) as error:
-        left = [name + ending for ending in (PARTIAL, JOURNAL) if os.path.lexists(folder / (name + ending))]
         done.unreadable += left
-        if journal is not None:
-            reason = f"{name} is missing" if isinstance(error, FileNotFoundError) else str(error)
-            done.problems.append(reason)
-            done.lost += [LostTensor(name, record.key, "its shard cannot be read") for record in journal.records]
+        done.problems.append(f"{name} is missing" if isinstance(error, FileNotFoundError) else str(error))
+        done.lost += [LostTensor(name, record.key, "its shard cannot be read") for record in journal.records]
         return
     of_shard = done.checksums.setdefault(name, {})
     for record in journal.records:
