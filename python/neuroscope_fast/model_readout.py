@@ -1,0 +1,335 @@
+"""Finds in a model what reads logits off its residual stream: final norm, unembedding, and what becomes of its output.
+
+Modules are found by their structure. Then the model runs twice on a few tokens: once to see which norm and which
+projection get what the layers and the attention give, and once with numbers put in place of the norm's and the head's
+outputs, to see what the model does with them. What does not fit is refused; nothing is taken from a class's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from .attachment import Attachment
+from .attention_interface import AttentionGiven, Listening
+from .errors import ModelError
+from .manifest import replace_files
+from .model_components import Component, ModelComponents
+from .model_ends import output_heads, token_embeddings
+from .module_tree import Kind, Node
+from .norm_formula import norm_formula
+from .readout import READOUT_FILE, LayerReadout, Linear, Norm, Readout, encode_readout
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_TOKENS = 8
+_NOT_PLAIN = "is no plain floating-point weight (quantised, sharded or adapted)"
+
+
+def readout_of(model: nn.Module, layers: Collection[str] | None = None, vocabulary: Sequence[str] = ()) -> Readout:
+    """The readout of a decoder model with a language-modelling head.
+
+    Args:
+        model: in eval mode. It runs twice on 8 tokens; hooks that others have put on it see that.
+        layers: paths of the decoder layers (or of modules in them) whose attention output projection is wanted; None:
+            of all layers, where it can be had.
+        vocabulary: the text of each token id.
+
+    The tensors are the model's own, not copies. Raises ModelError, in one line, where what the model does between its
+    last layer and its logits is not norm, linear, scale and soft cap, or where a weight is quantised or sharded.
+    """
+    if type(model).__name__ == "OptimizedModule" and hasattr(model, "_orig_mod"):
+        model = model._orig_mod  # type: ignore[assignment]
+    if model.training:
+        raise ModelError("the readout of a model in training mode cannot be told, for its dropout: call model.eval()")
+    with ModelComponents(model) as structure, torch.no_grad():
+        return _Finder(model, structure, layers).readout(list(vocabulary))
+
+
+def write_readout(
+    model: nn.Module, folder: Path, layers: Collection[str] | None = None, vocabulary: Sequence[str] = ()
+) -> Path:
+    """`readout_of`, written to `readout.safetensors` in `folder` in one step: gives its path. Raises OSError too."""
+    readout = readout_of(model, layers, vocabulary)
+    replace_files(folder, {READOUT_FILE: encode_readout(readout)})
+    return folder / READOUT_FILE
+
+
+class _Finder:
+    def __init__(self, model: nn.Module, structure: ModelComponents, wanted: Collection[str] | None):
+        self._model = model
+        self._structure = structure
+        self._wanted = wanted
+        nodes = structure.nodes
+        embeddings, _ = token_embeddings(nodes)
+        heads = output_heads(nodes, embeddings)
+        if len(heads) != 1:
+            raise ModelError(f"{type(model).__name__} has {len(heads)} heads that make logits; a readout is of one")
+        self._head, self._owner = heads[0]
+        if not embeddings:
+            raise ModelError(f"{type(model).__name__} has no token embedding that could be found")
+        table = getattr(embeddings[0].module, "weight", None)
+        self._device = table.device if isinstance(table, torch.Tensor) else torch.device("cpu")
+        if self._device.type == "meta":
+            raise ModelError("the model has no weights: it is on torch's meta device")
+        self._stacks: dict[str, list[Node]] = {}
+        for node in nodes.values():
+            if node.is_layer:
+                self._stacks.setdefault(node.parent.path if node.parent else "", []).append(node)
+
+    def readout(self, vocabulary: list[str]) -> Readout:
+        seen = _Seen()
+        heads: dict[str, torch.Tensor] = {}
+        with self._watching(seen, heads):
+            logits = self._run()
+        layers, norm = self._final_norm(seen)
+        unembedding = _linear(self._head, *seen.call(self._head), "the head")
+        if self._owner is not None and unembedding.weight.shape[0] != logits.shape[-1]:
+            raise ModelError(f"the head {self._head.path!r} gives {unembedding.weight.shape[0]} logits, and the model "
+                             f"{logits.shape[-1]}")  # fmt: skip
+        scale, softcap = self._after_norm(norm)
+        size = unembedding.weight.shape[1]
+        formula = norm_formula(norm.module, size, f"the final norm {norm.path!r}")
+        found = [self._layer(layer, seen, heads, size) for layer in layers]
+        return Readout(formula, unembedding, found, scale, softcap, vocabulary)
+
+    def _run(self) -> torch.Tensor:
+        """One pass over a few tokens: the logits."""
+        tokens = torch.arange(_TOKENS, device=self._device)[None] + 1
+        try:
+            with torch.random.fork_rng(devices=[]):
+                output: Any = self._model(tokens)
+        except Exception as error:  # a model of any origin, with errors of its own
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise ModelError(f"the model cannot be run on token ids alone to see its readout: {reason}") from error
+        logits = output if isinstance(output, torch.Tensor) else getattr(output, "logits", None)
+        if not isinstance(logits, torch.Tensor):
+            raise ModelError(f"what {type(self._model).__name__} returns has no logits")
+        return logits
+
+    @contextmanager
+    def _watching(self, seen: _Seen, heads: dict[str, torch.Tensor]) -> Iterator[None]:
+        """`heads` gets what the attention functions of the wanted layers give, [B, S, H, Dh], by module path."""
+        attachment = Attachment()
+        kinds = (Kind.NORM, Kind.LINEAR, Kind.ATTENTION, Kind.MLP, Kind.MOE)
+        modules = {id(node.module): node for node in self._structure.nodes.values() if node.kind in kinds}
+        modules |= {id(node.module): node for stack in self._stacks.values() for node in stack[-1:]}
+        modules[id(self._head.module)] = self._head
+        functions = {}
+        for path, component in self._components("head_output"):
+            functions[id(component.node.module)] = _keep(heads, path)
+        try:
+            for node in modules.values():
+                attachment.add_hook(node.module, seen.hook(node.module))
+            if functions:
+                attachment.listen(Listening(functions))
+            yield
+        finally:
+            attachment.detach()
+
+    def _components(self, name: str) -> Iterator[tuple[str, Component]]:
+        """The components called `name` of every layer, with the layer's path."""
+        for stack in self._stacks.values():
+            for layer in stack:
+                found = self._structure.under(layer, name)
+                if len({component.output for component in found}) == 1:
+                    yield layer.path, found[0]
+
+    def _final_norm(self, seen: _Seen) -> tuple[list[Node], Node]:
+        """The stack of layers whose output enters a norm outside of all layers, and that norm."""
+        norms = [node for node in self._structure.nodes.values() if node.kind is Kind.NORM and node.layer is None]
+        for layers in self._stacks.values():
+            last = seen.outputs.get(id(layers[-1].module))
+            for norm in norms:
+                if last is not None and _same(seen.inputs.get(id(norm.module)), last):
+                    return layers, norm
+        raise ModelError(
+            f"{type(self._model).__name__} has no norm that reads the output of its last layer: its logits are not the "
+            "unembedding of a normed residual stream"
+        )
+
+    def _after_norm(self, norm: Node) -> tuple[float, float | None]:
+        """(scale, soft cap): what the model does with its norm's output up to its logits, beside the head itself.
+
+        Float32 numbers stand in for what norm and head give: neither the weights' precision nor the size of what they
+        compute is in the way of an exact look.
+        """
+        generator = torch.Generator().manual_seed(0)
+        normed: list[torch.Tensor] = []
+        entered: list[torch.Tensor] = []
+        raw: list[torch.Tensor] = []
+
+        def replace_normed(_module: nn.Module, _args: Any, output: torch.Tensor) -> torch.Tensor:
+            normed.append(torch.randn(output.shape, generator=generator).to(output.device))
+            return normed[-1]
+
+        def note_entry(module: nn.Module, args: Any, kwargs: Any) -> Any:
+            entered.append(args[0])
+            weight: Any = getattr(module, "weight", None)
+            return (args[0].to(weight.dtype), *args[1:]), kwargs
+
+        def replace_raw(_module: nn.Module, _args: Any, output: torch.Tensor) -> torch.Tensor:
+            shape = output.shape
+            exponents = torch.rand(shape, generator=generator) * 8 - 3
+            signs = torch.randint(0, 2, shape, generator=generator) * 2 - 1
+            raw.append((signs * 10.0**exponents).to(output.device))
+            return raw[-1]
+
+        attachment = Attachment()
+        try:
+            attachment.add_hook(norm.module, replace_normed)
+            attachment.add_pre_hook(self._head.module, note_entry)
+            attachment.add_hook(self._head.module, replace_raw)
+            logits = self._run()
+        finally:
+            attachment.detach()
+        if len(normed) != 1 or len(entered) != 1 or entered[0].shape[-1] != normed[0].shape[-1]:
+            raise ModelError(f"the head {self._head.path!r} does not read the final norm {norm.path!r} once a pass")
+        before = _factor(normed[0][:, -entered[0].shape[1] :], entered[0])
+        if before is None:
+            raise ModelError(
+                f"between the final norm {norm.path!r} and the head {self._head.path!r} the model does more than to "
+                "multiply by a number"
+            )
+        after, softcap = (1.0, None) if self._owner is None else _scale_and_cap(raw[0], logits)
+        return before * after, softcap
+
+    def _layer(self, layer: Node, seen: _Seen, heads: dict[str, torch.Tensor], size: int) -> LayerReadout:
+        norms = [node for node in layer.walk() if node.kind is Kind.NORM]
+
+        def post_norm(name: str) -> Norm | None:
+            """The norm that reads what the component gives."""
+            found = self._structure.under(layer, name)
+            if len({component.output for component in found}) != 1:
+                return None
+            given = seen.outputs.get(id(self._structure.nodes[found[0].output.module].module))
+            for norm in norms:
+                if given is not None and _same(seen.inputs.get(id(norm.module)), given):
+                    return norm_formula(norm.module, size, f"the norm {norm.path!r}")
+            return None
+
+        projection, count = None, None
+        if layer.path in heads and self._is_wanted(layer):
+            given = heads[layer.path]
+            count = given.shape[2]
+            projection = self._projection(layer, given, seen)
+        return LayerReadout(layer.path, post_norm("attention"), post_norm("mlp"), projection, count)
+
+    def _is_wanted(self, layer: Node) -> bool:
+        return self._wanted is None or any(
+            name == layer.path or name.startswith(f"{layer.path}.") for name in self._wanted
+        )
+
+    def _projection(self, layer: Node, given: torch.Tensor, seen: _Seen) -> Linear:
+        (attention,) = {each.output.module for each in self._structure.under(layer, "attention")}
+        node = self._structure.nodes[attention]
+        flat = given.flatten(2)
+        for below in node.walk():
+            entered, left = seen.inputs.get(id(below.module)), seen.outputs.get(id(below.module))
+            if below.kind is not Kind.LINEAR or entered is None or left is None:
+                continue
+            if _same(entered, flat) and _same(left, seen.outputs.get(id(node.module))):
+                return _linear(below, entered, left, "the attention's output projection")
+        raise ModelError(
+            f"no linear layer of {attention!r} takes its heads as they are and gives its output: what each head adds "
+            "cannot be told; leave head_output out, or store no readout"
+        )
+
+
+class _Seen:
+    """What modules took and gave in one pass, by the id of the module; of several calls the last."""
+
+    def __init__(self) -> None:
+        self.inputs: dict[int, torch.Tensor] = {}
+        self.outputs: dict[int, torch.Tensor] = {}
+
+    def hook(self, module: nn.Module) -> Callable[..., None]:
+        def note(_module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            taken, given = _first(args), _first(output if isinstance(output, tuple) else (output,))
+            if taken is not None:
+                self.inputs[id(module)] = taken.detach().clone()
+            if given is not None:
+                self.outputs[id(module)] = given.detach().clone()
+
+        return note
+
+    def call(self, node: Node) -> tuple[torch.Tensor, torch.Tensor]:
+        key = id(node.module)
+        if key not in self.inputs or key not in self.outputs:
+            raise ModelError(f"{node.path!r} was not called as the model ran")
+        return self.inputs[key], self.outputs[key]
+
+
+def _keep(heads: dict[str, torch.Tensor], path: str) -> Callable[[AttentionGiven], None]:
+    def listener(given: AttentionGiven) -> None:
+        if given.output.dim() == 4:
+            heads[path] = given.output.detach().clone()
+
+    return listener
+
+
+def _first(values: tuple[Any, ...]) -> torch.Tensor | None:
+    return next((value for value in values if isinstance(value, torch.Tensor)), None)
+
+
+def _same(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
+    """Whether both hold the same numbers, on whatever device; the shapes may differ in how they are cut."""
+    if one is None or other is None or one.numel() != other.numel() or one.shape[-1] != other.shape[-1]:
+        return False
+    return torch.equal(one.reshape(other.shape).to(other.device, other.dtype), other)
+
+
+def _linear(node: Node, taken: torch.Tensor, given: torch.Tensor, what: str) -> Linear:
+    """The weights of a linear layer in any guise, as they turn `taken` into `given`."""
+    weight: Any = getattr(node.module, "weight", None)
+    bias: Any = getattr(node.module, "bias", None)
+    what = f"{what} {node.path!r} ({type(node.module).__name__})"
+    for tensor in (weight, bias):
+        plain = type(tensor) in (torch.Tensor, nn.Parameter) and tensor.is_floating_point()
+        if not plain and not (tensor is None and tensor is not weight):
+            raise ModelError(f"{what} {_NOT_PLAIN}: store no readout, or load the model without it")
+    if weight.dim() == 2:
+        for matrix in (weight, weight.T):  # transformers' Conv1D holds it transposed
+            if matrix.shape == (given.shape[-1], taken.shape[-1]):
+                computed = nn.functional.linear(taken.to(matrix.dtype), matrix, bias)
+                if _close(given, computed):
+                    return Linear(matrix.detach(), None if bias is None else bias.detach())
+    raise ModelError(f"{what} does not compute its weight times its input: it {_NOT_PLAIN}")
+
+
+def _close(one: torch.Tensor, other: torch.Tensor) -> bool:
+    tolerance = 16 * max(torch.finfo(each.dtype).eps for each in (one, other))
+    difference = (one.double() - other.double()).abs().max()
+    return bool(difference <= tolerance * other.double().abs().max())
+
+
+def _factor(before: torch.Tensor, after: torch.Tensor) -> float | None:
+    """The number by which `after` is `before`, to rounding."""
+    one, two = before.double().flatten(), after.double().flatten()
+    factor = float((one @ two) / (one @ one))
+    factor = 1.0 if torch.equal(one, two) else factor
+    fits = (two - factor * one).abs().max() <= 1e-5 * two.abs().max() + 1e-12
+    return factor if bool(fits) else None
+
+
+def _scale_and_cap(raw: torch.Tensor, logits: torch.Tensor) -> tuple[float, float | None]:
+    """From what the head is made to give and what the model makes of it; the largest numbers reach any soft cap."""
+    one, two = raw.double().flatten(), logits.double().flatten().to(raw.device)
+    if one.shape == two.shape:
+        factor = _factor(one, two)
+        if factor is not None:
+            return factor, None
+        cap = float(two.abs().max())
+        small = (one.abs() < 0.1).nonzero().flatten()
+        if cap > 0 and len(small):
+            scale = float((two[small] / one[small]).median())
+            scale = round(scale, 6) if abs(scale - round(scale, 6)) < 1e-6 * abs(scale) else scale
+            if bool(((cap * torch.tanh(scale * one / cap) - two).abs() <= 1e-5 * cap).all()):
+                return scale, cap
+    raise ModelError("what the model does between its head and its logits is no factor and no soft cap")

@@ -1,0 +1,105 @@
+"""Which formula a norm module computes: found by giving it numbers, not by its class's name."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Iterator
+from itertools import permutations
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .errors import ModelError
+from .readout import Norm
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+_TOLERANCE = 1e-5
+"""Of a row's largest value: float32 norms differ from the formula by a few times 1e-7."""
+
+
+class _Weights(NamedTuple):
+    """One reading of a module's parameters."""
+
+    weight: torch.Tensor | None
+    bias: torch.Tensor | None
+
+
+def norm_formula(module: nn.Module, size: int, where: str) -> Norm:
+    """The norm over vectors of `size` that `module` computes, with its weight as it is applied.
+
+    Random rows, some so small that eps decides, go through a float32 copy of the module, and through RMSNorm and
+    LayerNorm (Zhang and Sennrich 2019; Ba et al. 2016) with its parameters and every eps that it holds. Raises
+    ModelError where none gives the same to rounding.
+    """
+    import torch
+
+    parameters = [parameter.detach() for parameter in module.parameters() if tuple(parameter.shape) == (size,)]
+    device = parameters[0].device if parameters else torch.device("cpu")
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(8, size, generator=generator) + 0.5  # a mean that is not 0 tells the two formulas apart
+    rows *= torch.tensor([1.0, 10.0, 100.0, 0.1, 1e-2, 1e-3, 1e-4, 3.0])[:, None]
+    try:
+        given = _in_float32(module)(rows.to(device)).detach().cpu().double()
+    except Exception as error:  # a module of any origin, with errors of its own
+        raise ModelError(f"{where} cannot be tried as a norm: {type(error).__name__}: {error}") from error
+    if given.shape == rows.shape:
+        for weights in _readings(parameters):
+            for eps in _epsilons(module):
+                for kind in ("rms", "layer"):
+                    norm = Norm(kind, eps, *weights)  # type: ignore[arg-type]
+                    if _fits(given, _computed(norm, rows.double())):
+                        return norm
+    raise ModelError(
+        f"{where} ({type(module).__name__}) computes neither RMSNorm nor LayerNorm of its input: what reads the stream "
+        "through it cannot be told"
+    )
+
+
+def _in_float32(module: nn.Module) -> Any:
+    """The forward of a copy in float32 that calls no hooks; the module itself is not touched."""
+    import torch
+
+    twin = copy.copy(module)
+    state = vars(twin)
+    for name in ("_parameters", "_buffers"):
+        state[name] = OrderedDict(
+            (key, value.detach().float() if isinstance(value, torch.Tensor) and value.is_floating_point() else value)
+            for key, value in state[name].items()
+        )
+    for name in ("_forward_hooks", "_forward_pre_hooks"):
+        state[name] = OrderedDict()
+    forward: Any = type(module).forward  # a wrapper in the instance would call the original
+    return lambda rows: forward(twin, rows)
+
+
+def _readings(parameters: list[torch.Tensor]) -> Iterator[_Weights]:
+    """What the parameters may be: nothing, a weight, or a weight and a bias; a weight may be meant from 1."""
+    if not parameters:
+        yield _Weights(None, None)
+    for weight, *rest in permutations(parameters, min(len(parameters), 2)):
+        bias = rest[0] if rest else None
+        yield _Weights(weight, bias)
+        yield _Weights(1.0 + weight.float(), bias)
+
+
+def _epsilons(module: nn.Module) -> list[float]:
+    found = [value for value in vars(module).values() if isinstance(value, float) and 0 <= value < 1]
+    return list(dict.fromkeys([*found, 0.0]))
+
+
+def _computed(norm: Norm, rows: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    if norm.kind == "layer":
+        rows = rows - rows.mean(-1, keepdim=True)
+    result = rows * torch.rsqrt(rows.square().mean(-1, keepdim=True) + norm.eps)
+    if norm.weight is not None:
+        result = result * norm.weight.cpu().double()
+    return result if norm.bias is None else result + norm.bias.cpu().double()
+
+
+def _fits(given: torch.Tensor, expected: torch.Tensor) -> bool:
+    largest = expected.abs().amax(-1)
+    return bool(((given - expected).abs().amax(-1) <= _TOLERANCE * largest).all())
