@@ -135,7 +135,7 @@ def generate(
         loaded = _given(model, tokenizer)
     encoded = [encode_prompt(loaded.tokenizer, prompt, number) for number, prompt in enumerate(asked, start=1)]
     _check_lengths(loaded.model, encoded, max_new_tokens)
-    with capture(
+    cap = capture(
         loaded.model,
         specs,
         out,
@@ -144,7 +144,10 @@ def generate(
         analysis=analysis,
         description=description,
         **options,
-    ) as cap:
+    )
+    if cap.options.store_readout:
+        cap.vocabulary = token_texts(loaded.tokenizer, range(len(loaded.tokenizer)))
+    with cap:
         _generate_all(cap, loaded, encoded, arguments=arguments, seed=seed, progress=progress)
     return cap.result
 

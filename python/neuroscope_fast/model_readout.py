@@ -23,7 +23,7 @@ from .model_components import Component, ModelComponents
 from .model_ends import output_heads, token_embeddings
 from .module_tree import Kind, Node
 from .norm_formula import norm_formula
-from .readout import READOUT_FILE, LayerReadout, Linear, Norm, Readout, encode_readout
+from .readout import READOUT_FILE, LayerReadout, Linear, Readout, encode_readout
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -74,10 +74,10 @@ class _Finder:
         self._head, self._owner = heads[0]
         if not embeddings:
             raise ModelError(f"{type(model).__name__} has no token embedding that could be found")
-        table = getattr(embeddings[0].module, "weight", None)
-        self._device = table.device if isinstance(table, torch.Tensor) else torch.device("cpu")
-        if self._device.type == "meta":
+        table: Any = getattr(embeddings[0].module, "weight", torch.empty(_TOKENS, 0))
+        if table.is_meta:
             raise ModelError("the model has no weights: it is on torch's meta device")
+        self._tokens = (torch.arange(_TOKENS, device=table.device) % table.shape[0])[None]
         self._stacks: dict[str, list[Node]] = {}
         for node in nodes.values():
             if node.is_layer:
@@ -91,8 +91,7 @@ class _Finder:
         layers, norm = self._final_norm(seen)
         unembedding = _linear(self._head, *seen.call(self._head), "the head")
         if self._owner is not None and unembedding.weight.shape[0] != logits.shape[-1]:
-            raise ModelError(f"the head {self._head.path!r} gives {unembedding.weight.shape[0]} logits, and the model "
-                             f"{logits.shape[-1]}")  # fmt: skip
+            raise ModelError(f"the head {self._head.path!r} does not give as many logits as the model")
         scale, softcap = self._after_norm(norm)
         size = unembedding.weight.shape[1]
         formula = norm_formula(norm.module, size, f"the final norm {norm.path!r}")
@@ -101,10 +100,9 @@ class _Finder:
 
     def _run(self) -> torch.Tensor:
         """One pass over a few tokens: the logits."""
-        tokens = torch.arange(_TOKENS, device=self._device)[None] + 1
         try:
             with torch.random.fork_rng(devices=[]):
-                output: Any = self._model(tokens)
+                output: Any = self._model(self._tokens)
         except Exception as error:  # a model of any origin, with errors of its own
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise ModelError(f"the model cannot be run on token ids alone to see its readout: {reason}") from error
@@ -117,29 +115,30 @@ class _Finder:
     def _watching(self, seen: _Seen, heads: dict[str, torch.Tensor]) -> Iterator[None]:
         """`heads` gets what the attention functions of the wanted layers give, [B, S, H, Dh], by module path."""
         attachment = Attachment()
-        kinds = (Kind.NORM, Kind.LINEAR, Kind.ATTENTION, Kind.MLP, Kind.MOE)
-        modules = {id(node.module): node for node in self._structure.nodes.values() if node.kind in kinds}
-        modules |= {id(node.module): node for stack in self._stacks.values() for node in stack[-1:]}
-        modules[id(self._head.module)] = self._head
+        nodes = self._structure.nodes
+        watched = [self._head, *(layer for stack in self._stacks.values() for layer in stack)]
+        watched += [node for node in nodes.values() if node.kind is Kind.NORM]
         functions = {}
-        for path, component in self._components("head_output"):
-            functions[id(component.node.module)] = _keep(heads, path)
+        for layer in (layer for stack in self._stacks.values() for layer in stack):
+            parts = {name: self._part(layer, name) for name in ("attention", "mlp", "head_output")}
+            given = [nodes[part.output.module] for name, part in parts.items() if part and name != "head_output"]
+            watched += given
+            if parts["head_output"] is not None and self._is_wanted(layer):
+                functions[id(parts["head_output"].node.module)] = _keep(heads, layer.path)
+                watched += [below for node in given for below in node.walk() if below.kind is Kind.LINEAR]
         try:
-            for node in modules.values():
-                attachment.add_hook(node.module, seen.hook(node.module))
+            for module in {id(node.module): node.module for node in watched}.values():
+                attachment.add_hook(module, seen.hook(module))
             if functions:
                 attachment.listen(Listening(functions))
             yield
         finally:
             attachment.detach()
 
-    def _components(self, name: str) -> Iterator[tuple[str, Component]]:
-        """The components called `name` of every layer, with the layer's path."""
-        for stack in self._stacks.values():
-            for layer in stack:
-                found = self._structure.under(layer, name)
-                if len({component.output for component in found}) == 1:
-                    yield layer.path, found[0]
+    def _part(self, layer: Node, name: str) -> Component | None:
+        """The one component called `name` of a layer."""
+        found = self._structure.under(layer, name)
+        return found[0] if len({component.output for component in found}) == 1 else None
 
     def _final_norm(self, seen: _Seen) -> tuple[list[Node], Node]:
         """The stack of layers whose output enters a norm outside of all layers, and that norm."""
@@ -157,8 +156,8 @@ class _Finder:
     def _after_norm(self, norm: Node) -> tuple[float, float | None]:
         """(scale, soft cap): what the model does with its norm's output up to its logits, beside the head itself.
 
-        Float32 numbers stand in for what norm and head give: neither the weights' precision nor the size of what they
-        compute is in the way of an exact look.
+        Numbers stand in for what norm and head give, in float32 and such that every floating-point dtype holds them:
+        neither the weights' precision nor the size of what they compute is in the way of an exact look.
         """
         generator = torch.Generator().manual_seed(0)
         normed: list[torch.Tensor] = []
@@ -166,7 +165,7 @@ class _Finder:
         raw: list[torch.Tensor] = []
 
         def replace_normed(_module: nn.Module, _args: Any, output: torch.Tensor) -> torch.Tensor:
-            normed.append(torch.randn(output.shape, generator=generator).to(output.device))
+            normed.append((torch.randint(-127, 128, output.shape, generator=generator) / 16).to(output.device))
             return normed[-1]
 
         def note_entry(module: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -176,9 +175,8 @@ class _Finder:
 
         def replace_raw(_module: nn.Module, _args: Any, output: torch.Tensor) -> torch.Tensor:
             shape = output.shape
-            exponents = torch.rand(shape, generator=generator) * 8 - 3
-            signs = torch.randint(0, 2, shape, generator=generator) * 2 - 1
-            raw.append((signs * 10.0**exponents).to(output.device))
+            exponents = torch.randint(-10, 9, shape, generator=generator)
+            raw.append((torch.randint(-127, 128, shape, generator=generator) * 2.0**exponents).to(output.device))
             return raw[-1]
 
         attachment = Attachment()
@@ -189,9 +187,9 @@ class _Finder:
             logits = self._run()
         finally:
             attachment.detach()
-        if len(normed) != 1 or len(entered) != 1 or entered[0].shape[-1] != normed[0].shape[-1]:
+        if len(normed) != 1 or len(entered) != 1 or entered[0].shape != normed[0].shape:
             raise ModelError(f"the head {self._head.path!r} does not read the final norm {norm.path!r} once a pass")
-        before = _factor(normed[0][:, -entered[0].shape[1] :], entered[0])
+        before = _factor(normed[0], entered[0])
         if before is None:
             raise ModelError(
                 f"between the final norm {norm.path!r} and the head {self._head.path!r} the model does more than to "
@@ -201,25 +199,42 @@ class _Finder:
         return before * after, softcap
 
     def _layer(self, layer: Node, seen: _Seen, heads: dict[str, torch.Tensor], size: int) -> LayerReadout:
-        norms = [node for node in layer.walk() if node.kind is Kind.NORM]
-
-        def post_norm(name: str) -> Norm | None:
-            """The norm that reads what the component gives."""
-            found = self._structure.under(layer, name)
-            if len({component.output for component in found}) != 1:
-                return None
-            given = seen.outputs.get(id(self._structure.nodes[found[0].output.module].module))
-            for norm in norms:
-                if given is not None and _same(seen.inputs.get(id(norm.module)), given):
-                    return norm_formula(norm.module, size, f"the norm {norm.path!r}")
-            return None
-
+        norms = {name: self._post_norm(layer, name, seen) for name in ("attention", "mlp")}
+        if any(norms.values()) and not self._adds_up(layer, norms, seen):
+            norms = {}  # the norm is on the way to something else: BLOOM's attention has the stream in its output
+        found = {
+            name: norm_formula(norm.module, size, f"the norm {norm.path!r}") for name, norm in norms.items() if norm
+        }
         projection, count = None, None
-        if layer.path in heads and self._is_wanted(layer):
+        if layer.path in heads:
             given = heads[layer.path]
             count = given.shape[2]
-            projection = self._projection(layer, given, seen)
-        return LayerReadout(layer.path, post_norm("attention"), post_norm("mlp"), projection, count)
+            try:
+                projection = self._projection(layer, given, seen)
+            except ModelError:
+                if self._wanted is not None:
+                    raise
+        return LayerReadout(layer.path, found.get("attention"), found.get("mlp"), projection, count)
+
+    def _post_norm(self, layer: Node, name: str, seen: _Seen) -> Node | None:
+        """The norm in the layer that reads what the component gives."""
+        part = self._part(layer, name)
+        given = seen.given(self._structure.nodes[part.output.module]) if part is not None else None
+        norms = (node for node in layer.walk() if node.kind is Kind.NORM)
+        return next((norm for norm in norms if _same(seen.inputs.get(id(norm.module)), given)), None)
+
+    def _adds_up(self, layer: Node, norms: dict[str, Node | None], seen: _Seen) -> bool:
+        """Whether the layer gives what it takes, and what its parts give, those with a norm after it."""
+        before, after = seen.call(layer)
+        total = before.double()
+        for name, norm in norms.items():
+            part = self._part(layer, name)
+            node = norm or (None if part is None else self._structure.nodes[part.output.module])
+            given = None if node is None else seen.given(node)
+            if given is None or given.shape != before.shape:
+                return False
+            total = total + given.double()
+        return _close(after, total)
 
     def _is_wanted(self, layer: Node) -> bool:
         return self._wanted is None or any(
@@ -227,17 +242,17 @@ class _Finder:
         )
 
     def _projection(self, layer: Node, given: torch.Tensor, seen: _Seen) -> Linear:
-        (attention,) = {each.output.module for each in self._structure.under(layer, "attention")}
-        node = self._structure.nodes[attention]
+        part = self._part(layer, "attention")
+        node = layer if part is None else self._structure.nodes[part.output.module]
         flat = given.flatten(2)
         for below in node.walk():
             entered, left = seen.inputs.get(id(below.module)), seen.outputs.get(id(below.module))
             if below.kind is not Kind.LINEAR or entered is None or left is None:
                 continue
-            if _same(entered, flat) and _same(left, seen.outputs.get(id(node.module))):
+            if _same(entered, flat) and _same(left, seen.given(node)):
                 return _linear(below, entered, left, "the attention's output projection")
         raise ModelError(
-            f"no linear layer of {attention!r} takes its heads as they are and gives its output: what each head adds "
+            f"no linear layer of {node.path!r} takes its heads as they are and gives its output: what each head adds "
             "cannot be told; leave head_output out, or store no readout"
         )
 
@@ -258,6 +273,9 @@ class _Seen:
                 self.outputs[id(module)] = given.detach().clone()
 
         return note
+
+    def given(self, node: Node) -> torch.Tensor | None:
+        return self.outputs.get(id(node.module))
 
     def call(self, node: Node) -> tuple[torch.Tensor, torch.Tensor]:
         key = id(node.module)
@@ -304,7 +322,7 @@ def _linear(node: Node, taken: torch.Tensor, given: torch.Tensor, what: str) -> 
 
 
 def _close(one: torch.Tensor, other: torch.Tensor) -> bool:
-    tolerance = 16 * max(torch.finfo(each.dtype).eps for each in (one, other))
+    tolerance = 4 * max(torch.finfo(each.dtype).eps for each in (one, other))
     difference = (one.double() - other.double()).abs().max()
     return bool(difference <= tolerance * other.double().abs().max())
 
@@ -326,10 +344,10 @@ def _scale_and_cap(raw: torch.Tensor, logits: torch.Tensor) -> tuple[float, floa
         if factor is not None:
             return factor, None
         cap = float(two.abs().max())
-        small = (one.abs() < 0.1).nonzero().flatten()
-        if cap > 0 and len(small):
-            scale = float((two[small] / one[small]).median())
-            scale = round(scale, 6) if abs(scale - round(scale, 6)) < 1e-6 * abs(scale) else scale
+        below = ((two.abs() < 0.5 * cap) & (one != 0)).nonzero().flatten()
+        if len(below):
+            scale = float((cap * torch.atanh(two[below] / cap) / one[below]).median())
+            scale = 1.0 if abs(scale - 1.0) < 1e-5 else scale
             if bool(((cap * torch.tanh(scale * one / cap) - two).abs() <= 1e-5 * cap).all()):
                 return scale, cap
     raise ModelError("what the model does between its head and its logits is no factor and no soft cap")

@@ -48,7 +48,7 @@ def norm_formula(module: nn.Module, size: int, where: str) -> Norm:
         for weights in _readings(parameters):
             for eps in _epsilons(module):
                 for kind in ("rms", "layer"):
-                    norm = Norm(kind, eps, *weights)  # type: ignore[arg-type]
+                    norm = Norm(kind, eps, *weights)
                     if _fits(given, _computed(norm, rows.double())):
                         return norm
     raise ModelError(

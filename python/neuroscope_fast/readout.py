@@ -237,7 +237,8 @@ def encode_readout(readout: Readout) -> Iterator[bytes | memoryview]:
     yield _header(tensors)
     for _, tensor in tensors:
         if tensor.numel():
-            yield memoryview(tensor.detach().cpu().contiguous().view(torch.uint8).numpy()).cast("B")
+            flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+            yield flat.numpy().data
 
 
 def _described(norm: Norm | None) -> _Norm | None:

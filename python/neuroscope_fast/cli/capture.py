@@ -101,6 +101,13 @@ def capture(
     top_keys: Annotated[
         int | None, typer.Option(metavar="K", help=f"The reduction top_k keeps so many keys; else {TOP_K}.", min=1)
     ] = None,
+    store_readout: Annotated[
+        bool,
+        typer.Option(
+            "--store-readout",
+            help="Keep final norm and unembedding too: logit lens and attribution then need no model.",
+        ),
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that is in DIR.")] = False,
     overflow: Annotated[
         str, typer.Option(metavar="POLICY", help="When the ring is full: block, drop or fail.")
@@ -153,6 +160,7 @@ def capture(
         "capture_dtype": one_of(capture_dtype, CAST_DTYPES, "--capture-dtype"),
         "analysis": analysis,
         "description": description,
+        "store_readout": store_readout,
         "overwrite": overwrite,
         "overflow": one_of(overflow, _OVERFLOW, "--overflow"),
         "durability": durability,
