@@ -22,14 +22,13 @@ from .manifest import replace_files
 from .model_components import Component, ModelComponents
 from .model_ends import output_heads, token_embeddings
 from .module_tree import Kind, Node
-from .norm_formula import norm_formula
 from .readout import READOUT_FILE, LayerReadout, Linear, Readout, encode_readout
+from .readout_formulas import factor_between, linear_weights, norm_formula, scale_and_cap
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _TOKENS = 8
-_NOT_PLAIN = "is no plain floating-point weight (quantised, sharded or adapted)"
 
 
 def readout_of(model: nn.Module, layers: Collection[str] | None = None, vocabulary: Sequence[str] = ()) -> Readout:
@@ -89,7 +88,7 @@ class _Finder:
         with self._watching(seen, heads):
             logits = self._run()
         layers, norm = self._final_norm(seen)
-        unembedding = _linear(self._head, *seen.call(self._head), "the head")
+        unembedding = linear_weights(self._head.module, *seen.call(self._head), f"the head {self._head.path!r}")
         if self._owner is not None and unembedding.weight.shape[0] != logits.shape[-1]:
             raise ModelError(f"the head {self._head.path!r} does not give as many logits as the model")
         scale, softcap = self._after_norm(norm)
@@ -189,18 +188,19 @@ class _Finder:
             attachment.detach()
         if len(normed) != 1 or len(entered) != 1 or entered[0].shape != normed[0].shape:
             raise ModelError(f"the head {self._head.path!r} does not read the final norm {norm.path!r} once a pass")
-        before = _factor(normed[0], entered[0])
+        before = factor_between(normed[0], entered[0])
         if before is None:
             raise ModelError(
                 f"between the final norm {norm.path!r} and the head {self._head.path!r} the model does more than to "
                 "multiply by a number"
             )
-        after, softcap = (1.0, None) if self._owner is None else _scale_and_cap(raw[0], logits)
+        after, softcap = (1.0, None) if self._owner is None else scale_and_cap(raw[0], logits)
         return before * after, softcap
 
     def _layer(self, layer: Node, seen: _Seen, heads: dict[str, torch.Tensor], size: int) -> LayerReadout:
         norms = {name: self._post_norm(layer, name, seen) for name in ("attention", "mlp")}
-        if any(norms.values()) and not self._adds_up(layer, norms, seen):
+        is_sum = self._adds_up(layer, norms, seen)
+        if not is_sum:
             norms = {}  # the norm is on the way to something else: BLOOM's attention has the stream in its output
         found = {
             name: norm_formula(norm.module, size, f"the norm {norm.path!r}") for name, norm in norms.items() if norm
@@ -214,7 +214,7 @@ class _Finder:
             except ModelError:
                 if self._wanted is not None:
                     raise
-        return LayerReadout(layer.path, found.get("attention"), found.get("mlp"), projection, count)
+        return LayerReadout(layer.path, found.get("attention"), found.get("mlp"), projection, count, is_sum)
 
     def _post_norm(self, layer: Node, name: str, seen: _Seen) -> Node | None:
         """The norm in the layer that reads what the component gives."""
@@ -231,10 +231,12 @@ class _Finder:
             part = self._part(layer, name)
             node = norm or (None if part is None else self._structure.nodes[part.output.module])
             given = None if node is None else seen.given(node)
-            if given is None or given.shape != before.shape:
+            if given is None or given.numel() != before.numel():
                 return False
-            total = total + given.double()
-        return _close(after, total)
+            total = total + given.double().reshape(before.shape).to(before.device)
+        unit = torch.finfo(before.dtype).eps / 2  # each of two sums is rounded once
+        size = sum(torch.linalg.vector_norm(each.double(), dim=-1) for each in (before, total, after))
+        return bool((torch.linalg.vector_norm(after.double() - total, dim=-1) <= (unit + 4e-6) * size).all())
 
     def _is_wanted(self, layer: Node) -> bool:
         return self._wanted is None or any(
@@ -250,7 +252,7 @@ class _Finder:
             if below.kind is not Kind.LINEAR or entered is None or left is None:
                 continue
             if _same(entered, flat) and _same(left, seen.given(node)):
-                return _linear(below, entered, left, "the attention's output projection")
+                return linear_weights(below.module, entered, left, f"the output projection {below.path!r}")
         raise ModelError(
             f"no linear layer of {node.path!r} takes its heads as they are and gives its output: what each head adds "
             "cannot be told; leave head_output out, or store no readout"
@@ -301,53 +303,3 @@ def _same(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
     if one is None or other is None or one.numel() != other.numel() or one.shape[-1] != other.shape[-1]:
         return False
     return torch.equal(one.reshape(other.shape).to(other.device, other.dtype), other)
-
-
-def _linear(node: Node, taken: torch.Tensor, given: torch.Tensor, what: str) -> Linear:
-    """The weights of a linear layer in any guise, as they turn `taken` into `given`."""
-    weight: Any = getattr(node.module, "weight", None)
-    bias: Any = getattr(node.module, "bias", None)
-    what = f"{what} {node.path!r} ({type(node.module).__name__})"
-    for tensor in (weight, bias):
-        plain = type(tensor) in (torch.Tensor, nn.Parameter) and tensor.is_floating_point()
-        if not plain and not (tensor is None and tensor is not weight):
-            raise ModelError(f"{what} {_NOT_PLAIN}: store no readout, or load the model without it")
-    if weight.dim() == 2:
-        for matrix in (weight, weight.T):  # transformers' Conv1D holds it transposed
-            if matrix.shape == (given.shape[-1], taken.shape[-1]):
-                computed = nn.functional.linear(taken.to(matrix.dtype), matrix, bias)
-                if _close(given, computed):
-                    return Linear(matrix.detach(), None if bias is None else bias.detach())
-    raise ModelError(f"{what} does not compute its weight times its input: it {_NOT_PLAIN}")
-
-
-def _close(one: torch.Tensor, other: torch.Tensor) -> bool:
-    tolerance = 4 * max(torch.finfo(each.dtype).eps for each in (one, other))
-    difference = (one.double() - other.double()).abs().max()
-    return bool(difference <= tolerance * other.double().abs().max())
-
-
-def _factor(before: torch.Tensor, after: torch.Tensor) -> float | None:
-    """The number by which `after` is `before`, to rounding."""
-    one, two = before.double().flatten(), after.double().flatten()
-    factor = float((one @ two) / (one @ one))
-    factor = 1.0 if torch.equal(one, two) else factor
-    fits = (two - factor * one).abs().max() <= 1e-5 * two.abs().max() + 1e-12
-    return factor if bool(fits) else None
-
-
-def _scale_and_cap(raw: torch.Tensor, logits: torch.Tensor) -> tuple[float, float | None]:
-    """From what the head is made to give and what the model makes of it; the largest numbers reach any soft cap."""
-    one, two = raw.double().flatten(), logits.double().flatten().to(raw.device)
-    if one.shape == two.shape:
-        factor = _factor(one, two)
-        if factor is not None:
-            return factor, None
-        cap = float(two.abs().max())
-        below = ((two.abs() < 0.5 * cap) & (one != 0)).nonzero().flatten()
-        if len(below):
-            scale = float((cap * torch.atanh(two[below] / cap) / one[below]).median())
-            scale = 1.0 if abs(scale - 1.0) < 1e-5 else scale
-            if bool(((cap * torch.tanh(scale * one / cap) - two).abs() <= 1e-5 * cap).all()):
-                return scale, cap
-    raise ModelError("what the model does between its head and its logits is no factor and no soft cap")

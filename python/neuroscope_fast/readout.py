@@ -75,6 +75,8 @@ class LayerReadout:
     """The attention's output projection [D, H * Dh], where it was asked for: it reads the heads side by side."""
     heads: int | None = None
     """How many heads it reads."""
+    is_sum: bool = False
+    """The layer's output is its input plus what its attention and its MLP give, through their norms."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,7 @@ class _Layer(msgspec.Struct):
     attention_norm: _Norm | None = None
     mlp_norm: _Norm | None = None
     heads: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    is_sum: bool = False
 
 
 class _Description(msgspec.Struct):
@@ -180,6 +183,7 @@ class _Reader:
             mlp_norm=self._optional_norm(f"{key}.mlp_norm", layer.mlp_norm, hidden),
             projection=projection,
             heads=layer.heads,
+            is_sum=layer.is_sum,
         )
 
     def _optional_norm(self, key: str, norm: _Norm | None, hidden: int) -> Norm | None:
@@ -223,7 +227,13 @@ def encode_readout(readout: Readout) -> Iterator[bytes | memoryview]:
         version=_VERSION,
         norm=_Norm(readout.norm.kind, readout.norm.eps),
         layers=[
-            _Layer(layer.name, _described(layer.attention_norm), _described(layer.mlp_norm), layer.heads)
+            _Layer(
+                layer.name,
+                _described(layer.attention_norm),
+                _described(layer.mlp_norm),
+                layer.heads,
+                layer.is_sum,
+            )
             for layer in readout.layers
         ],
         scale=readout.scale,

@@ -1,4 +1,6 @@
-"""Which formula a norm module computes: found by giving it numbers, not by its class's name."""
+"""The formulas on the way from stream to logits: which of them a module computes is found by giving it numbers, not by
+its class's name.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ from itertools import permutations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .errors import ModelError
-from .readout import Norm
+from .readout import Linear, Norm
 
 if TYPE_CHECKING:
     import torch
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 
 _TOLERANCE = 1e-5
 """Of a row's largest value: float32 norms differ from the formula by a few times 1e-7."""
+
+_NOT_PLAIN = "is no plain floating-point weight (quantised, sharded or adapted)"
 
 
 class _Weights(NamedTuple):
@@ -103,3 +107,61 @@ def _computed(norm: Norm, rows: torch.Tensor) -> torch.Tensor:
 def _fits(given: torch.Tensor, expected: torch.Tensor) -> bool:
     largest = expected.abs().amax(-1)
     return bool(((given - expected).abs().amax(-1) <= _TOLERANCE * largest).all())
+
+
+def linear_weights(module: nn.Module, taken: torch.Tensor, given: torch.Tensor, what: str) -> Linear:
+    """The weights of a linear layer in any guise, as they turn `taken` into `given`."""
+    import torch
+
+    weight: Any = getattr(module, "weight", None)
+    bias: Any = getattr(module, "bias", None)
+    what = f"{what} ({type(module).__name__})"
+    for tensor in (weight, bias):
+        plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.is_floating_point()
+        if not plain and not (tensor is None and tensor is not weight):
+            raise ModelError(f"{what} {_NOT_PLAIN}: store no readout, or load the model without it")
+    if weight.dim() == 2:
+        for matrix in (weight, weight.T):  # transformers' Conv1D holds it transposed
+            if matrix.shape == (given.shape[-1], taken.shape[-1]):
+                computed = torch.nn.functional.linear(taken.to(matrix.dtype), matrix, bias)
+                if _close(given, computed):
+                    return Linear(matrix.detach(), None if bias is None else bias.detach())
+    raise ModelError(f"{what} does not compute its weight times its input: it {_NOT_PLAIN}")
+
+
+def _close(one: torch.Tensor, other: torch.Tensor) -> bool:
+    import torch
+
+    tolerance = 4 * max(torch.finfo(each.dtype).eps for each in (one, other))
+    difference = (one.double() - other.double()).abs().max()
+    return bool(difference <= tolerance * other.double().abs().max())
+
+
+def factor_between(before: torch.Tensor, after: torch.Tensor) -> float | None:
+    """The number by which `after` is `before`, to rounding."""
+    import torch
+
+    one, two = before.double().flatten(), after.double().flatten()
+    factor = float((one @ two) / (one @ one))
+    factor = 1.0 if torch.equal(one, two) else factor
+    fits = (two - factor * one).abs().max() <= 1e-5 * two.abs().max() + 1e-12
+    return factor if bool(fits) else None
+
+
+def scale_and_cap(raw: torch.Tensor, logits: torch.Tensor) -> tuple[float, float | None]:
+    """From what the head is made to give and what the model makes of it; the largest numbers reach any soft cap."""
+    import torch
+
+    one, two = raw.double().flatten(), logits.double().flatten().to(raw.device)
+    if one.shape == two.shape:
+        factor = factor_between(one, two)
+        if factor is not None:
+            return factor, None
+        cap = float(two.abs().max())
+        below = ((two.abs() < 0.5 * cap) & (one != 0)).nonzero().flatten()
+        if len(below):
+            scale = float((cap * torch.atanh(two[below] / cap) / one[below]).median())
+            scale = 1.0 if abs(scale - 1.0) < 1e-5 else scale
+            if bool(((cap * torch.tanh(scale * one / cap) - two).abs() <= 1e-5 * cap).all()):
+                return scale, cap
+    raise ModelError("what the model does between its head and its logits is no factor and no soft cap")
