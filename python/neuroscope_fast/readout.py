@@ -156,6 +156,8 @@ class _Reader:
             raise self._error(f"its version is {described.version}, and this neuroscope-fast reads {_VERSION}")
         if not (math.isfinite(described.scale) and math.isfinite(described.softcap or 1.0)):
             raise self._error("its scale is no number")
+        if not described.layers:
+            raise self._error("it names no layers")
         unembedding = self._linear("unembedding")
         vocabulary, hidden = unembedding.weight.shape
         if described.vocabulary and len(described.vocabulary) > vocabulary:

@@ -145,7 +145,7 @@ def factor_between(before: torch.Tensor, after: torch.Tensor) -> float | None:
     factor = float((one @ two) / (one @ one))
     factor = 1.0 if torch.equal(one, two) else factor
     fits = (two - factor * one).abs().max() <= 1e-5 * two.abs().max() + 1e-12
-    return factor if bool(fits) else None
+    return factor if bool(fits) and factor != 0 else None
 
 
 def scale_and_cap(raw: torch.Tensor, logits: torch.Tensor) -> tuple[float, float | None]:

@@ -132,6 +132,7 @@ class Direction(NamedTuple):
     bias: Array
 
 
+@np.errstate(invalid="ignore")  # what is not finite has no share
 def logit_attribution(
     run: Run,
     prompt: int = 0,

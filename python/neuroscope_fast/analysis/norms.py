@@ -14,7 +14,8 @@ Array = np.ndarray[Any, Any]
 def apply_norm(norm: Norm, values: Array) -> Array:
     """The norm of `values` [T, D], computed in float64."""
     rows, scale = frozen(norm, values)
-    result = rows * scale[:, None] * weight_of(norm, rows.shape[1])
+    with np.errstate(invalid="ignore"):  # what is not finite has no norm
+        result: Array = rows * scale[:, None] * weight_of(norm, rows.shape[1])
     bias = bias_of(norm)
     return result if bias is None else result + bias
 
@@ -23,7 +24,8 @@ def frozen(norm: Norm, values: Array) -> tuple[Array, Array]:
     """The rows as the norm scales them (centred, if it does that) and its scale for each, float64 [T, D] and [T]."""
     rows = values.astype(np.float64)
     if norm.kind == "layer":
-        rows = rows - rows.mean(1, keepdims=True)
+        with np.errstate(invalid="ignore"):
+            rows = rows - rows.mean(1, keepdims=True)
     scale: Array = 1.0 / np.sqrt(np.square(rows).mean(1) + norm.eps)
     return rows, scale
 

@@ -82,9 +82,10 @@ class ResidualStream:
             raise missing("the residual stream's analysis", [f"{layers_pattern(run)}:residual"])
         stacks = {each.layer_name[: each.layer_name.rindex(str(each.layer))] for each in residual}
         if len(stacks) > 1:
+            named = ", ".join(f"{stack}*" for stack in sorted(stacks))
             raise RunError(
-                f"this run holds the streams of several stacks of layers ({', '.join(sorted(stacks))}*), and an "
-                "analysis is of one: capture the residual of one stack alone"
+                f"this run holds the streams of several stacks of layers ({named}), and an analysis is of one: capture "
+                "the residual of one stack alone"
             )
         (self.stack,) = stacks
         self._after = {each.layer: each for each in residual if each.layer is not None}
