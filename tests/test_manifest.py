@@ -70,6 +70,8 @@ def test_it_reads_back() -> None:
         "checksums",
         "file_checksums",
         "recovery",
+        "generation",
+        "resumptions",
     ]
     assert again.hooks == full().hooks
     assert again.counters == full().counters

@@ -109,6 +109,9 @@ def capture(
         ),
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that is in DIR.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run that is in DIR, which was interrupted, if there is one.")
+    ] = False,
     overflow: Annotated[
         str, typer.Option(metavar="POLICY", help="When the ring is full: block, drop or fail.")
     ] = "block",
@@ -162,6 +165,7 @@ def capture(
         "description": description,
         "store_readout": store_readout,
         "overwrite": overwrite,
+        "resume": resume,
         "overflow": one_of(overflow, _OVERFLOW, "--overflow"),
         "durability": durability,
         "on_error": one_of(on_error, ("raise", "detach"), "--on-error"),
@@ -200,7 +204,7 @@ def run_generation(model: str, out: Path, **arguments: Any) -> RunSummary:
         say(f"interrupted: {out} holds what was captured until then" if meter and meter.started else "interrupted")
         raise typer.Exit(130) from None
     prompts = arguments["prompts"]
-    wanted = len(prompts) * arguments["max_new_tokens"]
+    wanted = meter.most_tokens
     if meter.tokens < wanted:
         say(f"note: the model ended its text after {meter.tokens} of {wanted} tokens; --ignore-eos goes on")
     summary = summarise_run(run)
