@@ -1,0 +1,113 @@
+"""Pictures of attention: the pattern of one head, head scores by layer, what each generated token was chosen from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..analysis.attention import SCORES, AttentionPatterns, Attended
+from ..errors import OptionError
+from .style import CATEGORIES, SEQUENTIAL, new_figure, token_label
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Array = np.ndarray[Any, Any]
+
+MOST_LABELS = 60
+"""Beyond this many tokens along an axis, only every second, third, … is labelled."""
+MOST_ROWS = 40
+"""Generated tokens in one picture."""
+
+
+def heat_map(
+    weights: Array,
+    tokens: Sequence[str],
+    *,
+    run_name: str,
+    title: str = "Attention pattern",
+    queries: Sequence[int] | None = None,
+) -> Figure:
+    """The attention of one head: a row for each query, a column for each key, colour from 0 to the largest weight.
+
+    weights: [Q, K] probabilities; NaN, and keys behind their query, are left white. tokens: a label for each of the K
+    positions; `queries`: the positions of the rows (None: 0 … Q - 1). Raises OptionError where the sizes disagree.
+    """
+    rows = list(range(weights.shape[0])) if queries is None else [int(query) for query in queries]
+    if weights.ndim != 2 or len(rows) != weights.shape[0] or len(tokens) < weights.shape[1]:
+        raise OptionError(
+            f"an attention pattern of shape {list(weights.shape)} needs {weights.shape[-1]} tokens and a position for "
+            f"each query; there are {len(tokens)} and {len(rows)}"
+        )
+    keys = weights.shape[1]
+    side = float(np.clip(0.2 * max(keys, len(rows)), 3.0, 12.0))
+    figure = new_figure(side * max(keys, 1) / max(keys, len(rows), 1) + 3.4, side + 2.2, title, run_name)
+    axes = figure.add_subplot()
+    shown = np.ma.masked_invalid(np.asarray(weights, dtype=np.float64))
+    shown = np.ma.masked_where((np.arange(keys)[None, :] > np.array(rows)[:, None]) & (shown == 0), shown)
+    top = float(shown.max()) if shown.count() else 1.0
+    image = axes.imshow(shown, cmap=SEQUENTIAL, vmin=0.0, vmax=top or 1.0, aspect="auto", interpolation="nearest")
+    _label_tokens(axes, "x", [(position, tokens[position]) for position in range(keys)])
+    _label_tokens(axes, "y", [(query, tokens[query] if query < len(tokens) else "") for query in rows])
+    axes.set_xlabel("key: the token looked at (position, token)")
+    axes.set_ylabel("query: the token that looks")
+    figure.colorbar(image, ax=axes, label="attention weight (probability)", fraction=0.046, pad=0.02)
+    return figure
+
+
+def score_grid(result: AttentionPatterns, run_name: str, scores: Sequence[str] | None = None) -> Figure:
+    """A panel for each score, layers down and heads across; a head that the run says nothing of is left white.
+
+    scores: of `analysis.attention.SCORES` (None: all that the run carries). Raises OptionError for others.
+    """
+    unknown = [name for name in scores or () if name not in SCORES]
+    if unknown:
+        raise OptionError(f"there is no head score {unknown[0]!r}; available: {', '.join(SCORES)}")
+    wanted = list(scores) if scores is not None else [name for name in SCORES if np.isfinite(result.grid(name)[1]).any()]
+    if not wanted:
+        raise OptionError("this run carries no head score that is a number: there is nothing to draw")
+    layers, first = result.grid(wanted[0])
+    columns = min(len(wanted), 4)
+    lines = -(-len(wanted) // columns)
+    width = float(np.clip(0.24 * first.shape[1] + 1.7, 2.6, 7.0))
+    height = float(np.clip(0.24 * len(layers) + 1.2, 2.2, 9.0))
+    figure = new_figure(max(columns * width + 0.6, 5.0), lines * height + 1.2, "Attention heads: scores", run_name)
+    for number, name in enumerate(wanted):
+        axes = figure.add_subplot(lines, columns, number + 1)
+        _grid_panel(figure, axes, name, layers, result.grid(name)[1])
+        if number % columns == 0:
+            axes.set_ylabel("layer")
+        axes.set_xlabel("head")
+    return figure
+
+
+def attended_figure(result: AttentionPatterns, run_name: str, prompt: int = 0, row: int = 0) -> Figure:
+    """What each generated token of a prompt was chosen from: the tokens that its query attended to most, a bar each.
+
+    The bar of the first token, on which heads rest, stands apart in grey. Raises OptionError where nothing is known.
+    """
+    rows = [each for each in result.attended if (each.prompt, each.row) == (prompt, row)][:MOST_ROWS]
+    if not rows:
+        raise OptionError(f"this run says nothing of what prompt {prompt}, row {row}, attended to")
+    figure = new_figure(9.5, 0.34 * len(rows) + 2.0, f"What each new token was chosen from (prompt {prompt})", run_name)
+    axes = figure.add_subplot()
+    for line, each in enumerate(rows):
+        _bar(axes, line, each)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_yticks(range(len(rows)), [_row_label(each) for each in rows], fontsize=8)
+    axes.set_xlim(0.0, 1.0)
+    axes.set_xlabel(f"attention weight, {result.attended_over}")
+    axes.set_ylabel("token read → token chosen")
+    axes.text(
+        1.0, 1.01, "grey: first token; blue: others, most attended first", transform=axes.transAxes,
+        ha="right", va="bottom", fontsize=8,
+    )  # fmt: skip
+    return figure
+
+
+def figure(result: AttentionPatterns, run_name: str) -> Figure:
+    """The picture of the analysis: its head scores by layer."""
+    return score_grid(result, run_name)
