@@ -14,9 +14,10 @@ import numpy as np
 
 from ..reader import Run
 from .attended import Attended, attended
-from .attention_scores import DUPLICATE, FEWEST_QUERIES, FIRST, INDUCTION, PREVIOUS, STANDS_OUT, CURRENT, Totals
-from .attention_sources import Places, measure
-from .tables import Table
+from .attention_scores import CURRENT, DUPLICATE, FEWEST_QUERIES, FIRST, INDUCTION, PREVIOUS, STANDS_OUT
+from .attention_sources import Layer, measure, sources, wanted
+from .sequences import prompt_numbers, rows, tokens
+from .tables import Cell, Table
 
 Array = np.ndarray[Any, Any]
 
@@ -117,8 +118,131 @@ def attention(run: Run, *, layer: int | None = None, head: int | None = None, to
     layers). Raises MissingActivations where the run holds no attention patterns and no reductions of them, RunError
     where it does not hold the layer or head.
     """
-    places = measure(run)
-    looked, over, about = attended(run, layer=layer, head=head, top=top)
-    heads = [score for place in places.layers for score in _scores(place.layer, place.layer_name, place.totals)]
+    among = sources(run)
+    layers = measure(run, among)
+    looked = attended(run, among, layer=layer, head=head, top=top)
+    heads = [score for each in layers for score in _scores(each)]
     heads.sort(key=lambda each: (math.isnan(each.strength), each.label == "none", -each.strength))
-    return AttentionPatterns(heads, looked, over, [*_notes(places, heads), *about])
+    notes = [*_notes(run, heads), *([looked.note] if looked.note else [])]
+    return AttentionPatterns(heads, looked.queries, looked.over, notes)
+
+
+def _scores(layer: Layer) -> list[HeadScore]:
+    totals = layer.totals
+    scores, counts = totals.scores(), totals.count
+    entropy, previous, bounds = totals.entropy(), totals.previous_key(), totals.is_lower_bound()
+    return [
+        HeadScore(
+            layer=layer.number,
+            layer_name=layer.module,
+            head=head,
+            label=label.name,
+            label_score=label.score,
+            chance=label.chance,
+            strength=label.strength,
+            entropy=float(entropy[number]),
+            first=float(scores[FIRST, number]),
+            previous=float(previous[number]),
+            current=float(scores[CURRENT, number]),
+            previous_token_score=float(scores[PREVIOUS, number]),
+            induction_score=float(scores[INDUCTION, number]),
+            duplicate_token_score=float(scores[DUPLICATE, number]),
+            queries=int(totals.queries[number]),
+            induction_queries=int(counts[INDUCTION, number]),
+            duplicate_queries=int(counts[DUPLICATE, number]),
+            lower_bound=bool(bounds[number]),
+        )
+        for number, (head, label) in enumerate(zip(totals.heads, totals.labels(), strict=True))
+    ]
+
+
+def _notes(run: Run, heads: list[HeadScore]) -> list[str]:
+    """What is not in the scores, and how to have it."""
+    if not heads:
+        mend = f"capture whole patterns with --hook '{wanted(run)}'"
+        return [f"The run holds attention reduced over the heads, and so nothing of single ones: {mend}"]
+    found = []
+    absent = [SCORES[name] for name in ("entropy", "first", "previous") if _none_has(heads, name)]
+    if _none_has(heads, "current"):  # the one score that nothing but whole patterns and top_k carry
+        absent += ["mass on the current token", "induction and duplicate-token scores"]
+    if absent:
+        found.append(f"Not in this run: {', '.join(absent)}; capture --hook '{wanted(run)}'")
+    if not _none_has(heads, "current"):
+        found += _notes_on_repeats(run, heads)
+    if any(head.lower_bound for head in heads):
+        found.append("Scores are lower bounds: of each query the run lists the largest weights alone (top_k)")
+    return found
+
+
+def _notes_on_repeats(run: Run, heads: list[HeadScore]) -> list[str]:
+    kinds = (("induction", "induction_queries"), ("duplicate-token", "duplicate_queries"))
+    few = [name for name, count in kinds if max(getattr(head, count) for head in heads) < FEWEST_QUERIES]
+    if not few:
+        return []
+    sequences = [tokens(run, prompt, row) for prompt in prompt_numbers(run) for row in range(rows(run, prompt))]
+    if not all(each.ids for each in sequences):
+        return [
+            f"Without token ids there are no {' and '.join(few)} scores: capture with nsf.generate, or give "
+            "Capture.add_generation the token_ids"
+        ]
+    return [
+        f"Fewer than {FEWEST_QUERIES} queries can show {' or '.join(few)}: no head is labelled by it; capture prompts "
+        "in which more tokens come again"
+    ]
+
+
+def _none_has(heads: list[HeadScore], score: str) -> bool:
+    return all(math.isnan(getattr(head, score)) for head in heads)
+
+
+def _labels_table(heads: list[HeadScore], notes: list[str]) -> Table:
+    """A row for each label: which heads have it."""
+    lines: list[list[Cell]] = []
+    for label, meaning in LABELS.items():
+        having = [head for head in heads if head.label == label]
+        if not having:
+            continue
+        shown = ", ".join(
+            head.name if math.isnan(head.label_score) else f"{head.name} ({head.label_score:.2f})" for head in having[:5]
+        )
+        more = f" and {len(having) - 5} more" if len(having) > 5 else ""
+        chance = None if math.isnan(having[0].chance) else having[0].chance
+        lines.append([label.replace("_", " "), meaning, len(having), shown + more, chance])
+    columns = ["label", "what such a head does", "heads", "strongest: layer.head (its score)", "uniform attention"]
+    rule = (
+        f"A score gives a label if it is at least {STANDS_OUT:g} of the way from uniform attention to 1 and no other kind "
+        "of key gets more from the same queries."
+    )
+    return Table("What the attention heads do", columns, lines, " ".join([rule, *(f"{note}." for note in notes)]))
+
+
+def _attended_table(looked: list[Attended], over: str, more: int) -> Table:
+    lines: list[list[Cell]] = [
+        [
+            each.prompt,
+            f"{each.query} {each.read!r}",
+            repr(each.chosen) if each.chosen else None,
+            ", ".join(f"{text!r} {weight:.2f}" for text, weight in zip(each.texts, each.weights, strict=True)),
+            each.first_token,
+        ]
+        for each in looked
+    ]
+    columns = ["prompt", "token read", "token chosen", "attended to most, the first token apart", "on the first token"]
+    note = f"Weights: {over}." + (f" {more} more rows are in the result." if more > 0 else "")
+    return Table("What each new token was chosen from", columns, lines, note)
+
+
+def _scores_table(heads: list[HeadScore]) -> Table:
+    lines: list[list[Cell]] = [
+        [head.name, head.label.replace("_", " "), *(_cell(getattr(head, score)) for score in SCORES)] for head in heads
+    ]
+    note = (
+        f"Averages over {max(head.queries for head in heads)} queries; induction over "
+        f"{max(head.induction_queries for head in heads)}, duplicate-token over "
+        f"{max(head.duplicate_queries for head in heads)}, which have such keys."
+    )
+    return Table("Scores of each head, the strongest first", ["head", "label", *SCORES.values()], lines, note)
+
+
+def _cell(value: float) -> Cell:
+    return value if math.isfinite(value) else None

@@ -24,31 +24,30 @@ STANDS_OUT = 0.2
 """How far above uniform attention a score must stand, of the way from there to 1, to give its head a label."""
 FEWEST_QUERIES = 5
 """A score over fewer queries gives no label."""
+_ROWS = 256
 
 
-def key_kinds(queries: Array, keys: int, ids: Array | None = None) -> Array:
-    """The kind of each key of each query, int8 [Q, keys]: an index of KINDS, or -1.
+def key_kinds(queries: Array, keys: Array, ids: Array | None = None) -> Array:
+    """The kind of each key for its query, int8: an index of KINDS, or -1. Positions of queries and keys, which are
+    broadcast against each other; `ids` are the token ids of all positions.
 
-    `queries` are positions, `ids` the token ids of at least `keys` positions; without them no key is a duplicate or an
-    induction key. A key has one kind: the first token is nothing else, nor is the query's own or the one before it, and
-    a key that holds the query's token and also follows one is neither a duplicate nor an induction key. Query 0, which
-    sees only itself, has keys of no kind.
+    A key has one kind: the first token is nothing else, nor is the query's own or the one before it, and an earlier key
+    that both holds the query's token and follows one is neither a duplicate nor an induction key. Without ids there are
+    none of these two. Query 0, which sees only itself, has keys of no kind, and key -1 is of none.
     """
-    query = np.asarray(queries, dtype=np.int64)[:, None]
-    key = np.arange(keys)[None, :]
-    kinds = np.full((len(query), keys), -1, dtype=np.int8)
-    if ids is not None and keys:
-        token = np.asarray(ids)[:keys]
-        same = (token[None, :] == np.asarray(ids)[query]) & (key < query)
-        after = np.zeros_like(same)
-        after[:, 1:] = same[:, :-1]
-        after &= key < query
-        kinds[same & ~after] = DUPLICATE
-        kinds[after & ~same] = INDUCTION
+    query, key = np.broadcast_arrays(np.asarray(queries, np.int64), np.asarray(keys, np.int64))
+    kinds = np.full(query.shape, -1, dtype=np.int8)
+    if ids is not None:
+        token = np.asarray(ids)
+        earlier = (key > 0) & (key < query)
+        holds = earlier & (token[np.maximum(key, 0)] == token[query])
+        follows = earlier & (token[np.maximum(key - 1, 0)] == token[query])
+        kinds[holds & ~follows] = DUPLICATE
+        kinds[follows & ~holds] = INDUCTION
     kinds[key == query] = CURRENT
     kinds[key == query - 1] = PREVIOUS
-    kinds[:, :1] = FIRST
-    kinds[query[:, 0] == 0] = -1
+    kinds[key == 0] = FIRST
+    kinds[(query == 0) | (key < 0)] = -1
     return kinds
 
 
@@ -72,56 +71,62 @@ class QueryMasses:
         self.mass = np.full((MEASURES, len(heads), tokens), np.nan)
         self.known = np.zeros((MEASURES, len(heads), tokens), dtype=bool)
         self.missing = np.zeros((MEASURES, len(heads), tokens))
+        self.is_causal = True  # until a query is seen that looks ahead
 
-    def put(
-        self, measure: int, heads: list[int], queries: Array, values: Array, missing: Array | None = None
-    ) -> None:
-        """`values` and `missing`, [H, Q], of these heads and queries, where nothing is known yet."""
-        for number, head in enumerate(heads):
-            row = self.heads.index(head)
-            new = ~self.known[measure, row, queries]
-            places = queries[new]
-            self.mass[measure, row, places] = values[number, new]
-            self.known[measure, row, places] = True
-            if missing is not None:
-                self.missing[measure, row, places] = missing[number, new]
+    def put(self, measure: int, head: int, queries: Array, values: Array, missing: Array | None = None) -> None:
+        """`values` and `missing`, [Q], of these queries, where nothing is known yet."""
+        row = self.heads.index(head)
+        new = ~self.known[measure, row, queries]
+        self.mass[measure, row, queries[new]] = values[new]
+        self.known[measure, row, queries[new]] = True
+        if missing is not None:
+            self.missing[measure, row, queries[new]] = missing[new]
 
     def put_pattern(self, heads: list[int], queries: Array, weights: Array, ids: Array | None) -> None:
         """All measures of a pattern [H, Q, K]. Rows of zeros, of a query that sees no key, are left out."""
-        kinds = key_kinds(queries, weights.shape[2], ids)
+        keys = np.arange(weights.shape[2])[None]
+        for part in _parts(len(queries)):
+            kinds = key_kinds(queries[part, None], keys, ids)
+            for number, head in enumerate(heads):
+                self._put_rows(head, queries[part], keys, weights[number, part], kinds, ids is not None)
+
+    def put_listed(self, heads: list[int], queries: Array, keys: Array, weights: Array, ids: Array | None) -> None:
+        """All measures of the keys that `top_k` lists, -1 for none: keys and weights are [H, Q, k]; lower bounds."""
         for number, head in enumerate(heads):
-            rows = np.asarray(weights[number], dtype=np.float64)
-            seen = (rows != 0).any(axis=1)
-            measures = _measures(rows, kinds, queries)
-            for measure, values in enumerate(measures):
-                if ids is not None or measure not in (DUPLICATE, INDUCTION):
-                    self.put(measure, [head], queries[seen], values[None, seen])
+            for part in _parts(len(queries)):
+                listed, rows = keys[number, part], weights[number, part]
+                missing = np.clip(1.0 - rows.sum(axis=1, dtype=np.float64), 0.0, 1.0)
+                kinds = key_kinds(queries[part, None], listed, ids)
+                self._put_rows(head, queries[part], listed, rows, kinds, ids is not None, missing)
 
-    def put_listed(self, heads: list[int], queries: Array, weights: Array, keys: Array, ids: Array | None) -> None:
-        """All measures of the keys that `top_k` lists: weights and their keys, both [H, Q, k]; lower bounds."""
-        tokens = self.mass.shape[2]
-        for number, head in enumerate(heads):
-            rows = np.zeros((len(queries), tokens))
-            within = (keys[number] >= 0) & (keys[number] < tokens)
-            at, column = np.nonzero(within)
-            # Where all weights are 0, so are all keys: what is added cannot overwrite the weight of key 0.
-            np.add.at(rows, (at, keys[number][within]), np.asarray(weights[number], dtype=np.float64)[at, column])
-            seen = (rows != 0).any(axis=1)
-            kinds = key_kinds(queries, tokens, ids)
-            missing = np.clip(1.0 - rows.sum(axis=1), 0.0, 1.0)
-            for measure, values in enumerate(_measures(rows, kinds, queries)):
-                if ids is not None or measure not in (DUPLICATE, INDUCTION):
-                    self.put(measure, [head], queries[seen], values[None, seen], missing[None, seen])
+    def _put_rows(
+        self,
+        head: int,
+        queries: Array,
+        keys: Array,
+        weights: Array,
+        kinds: Array,
+        has_ids: bool,
+        missing: Array | None = None,
+    ) -> None:
+        rows = np.asarray(weights, dtype=np.float64)
+        seen = (rows != 0).any(axis=1)
+        before = (keys == queries[:, None] - 1) & (keys >= 0)
+        self.is_causal &= not bool(((rows != 0) & (keys > queries[:, None])).any())
+        masses = [_mass(rows, kinds == kind) for kind in range(len(KINDS))]
+        for measure, values in enumerate([*masses, row_entropy(rows), _mass(rows, before)]):
+            if has_ids or measure not in (DUPLICATE, INDUCTION):
+                self.put(measure, head, queries[seen], values[seen], None if missing is None else missing[seen])
 
 
-def _measures(rows: Array, kinds: Array, queries: Array) -> list[Array]:
-    """The MEASURES of rows [Q, K], each [Q]."""
-    with np.errstate(invalid="ignore"):  # NaN in a row is NaN in each of its masses
-        masses = [(rows * (kinds == kind)).sum(axis=1) for kind in range(len(KINDS))]
-    before = np.arange(rows.shape[1])[None, :] == np.asarray(queries)[:, None] - 1
-    with np.errstate(invalid="ignore"):
-        previous_key = (rows * before).sum(axis=1)
-    return [*masses, row_entropy(rows), previous_key]
+def _parts(count: int) -> list[slice]:
+    """Rows that are worked on at once: what stands beside a pattern stays small."""
+    return [slice(start, start + _ROWS) for start in range(0, count, _ROWS)]
+
+
+def _mass(rows: Array, chosen: Array) -> Array:
+    with np.errstate(invalid="ignore"):  # a row with NaN, or an infinity, is NaN in each of its masses
+        return np.asarray((rows * chosen).sum(axis=1))
 
 
 class Label(NamedTuple):
@@ -148,15 +153,14 @@ class Totals:
         self.plain_sum = np.zeros((MEASURES - len(KINDS), len(heads)))
         self.plain_count = np.zeros((MEASURES - len(KINDS), len(heads)), dtype=np.int64)
 
-    def add(self, seen: QueryMasses, ids: Array | None, *, causal: bool = True) -> None:
+    def add(self, seen: QueryMasses, ids: Array | None) -> None:
         """The queries of one sequence, the first token apart."""
-        tokens = seen.mass.shape[2]
-        positions = np.arange(tokens)
-        kinds = key_kinds(positions, tokens, ids)
-        visible = positions + 1 if causal else np.full(tokens, tokens)
+        positions = np.arange(seen.mass.shape[2])
+        visible = positions + 1 if seen.is_causal else np.full(len(positions), len(positions))
+        keys_of = _count_kinds(len(positions), ids)
         mass = np.where(seen.known, seen.mass, 0.0)
         for kind in range(len(KINDS)):
-            keys = (kinds == kind).sum(axis=1)
+            keys = keys_of[kind]
             used = seen.known[kind] & (keys > 0)
             self.sum[kind] += np.where(used, mass[kind], 0.0).sum(axis=1)
             self.count[kind] += used.sum(axis=1)
@@ -185,6 +189,11 @@ class Totals:
     def previous_key(self) -> Array:
         """Mean mass on the key before the query's own, be it the first token or not, [H]."""
         return _mean(self.plain_sum[1], self.plain_count[1])
+
+    @property
+    def queries(self) -> Array:
+        """The queries that most of the averages are over, [H]."""
+        return np.asarray(np.maximum(self.count[FIRST], self.plain_count.max(axis=0)))
 
     def is_lower_bound(self) -> Array:
         """[H]: whether mass was left open beyond rounding."""
@@ -221,6 +230,17 @@ def _label(score: Array, chance: Array, strength: Array, most: Array, leads: Arr
     strongest = float(strength[judged].max())
     is_open = bool((most[judged] >= STANDS_OUT).any() and (most[judged] > strength[judged] + 1e-4).any())
     return nothing._replace(name="unknown" if is_open else "none", strength=strongest)
+
+
+def _count_kinds(tokens: int, ids: Array | None) -> Array:
+    """How many keys of each kind a query has, [kinds, tokens]."""
+    counts = np.zeros((len(KINDS), tokens), dtype=np.int64)
+    positions = np.arange(tokens)
+    for part in _parts(tokens):
+        kinds = key_kinds(positions[part, None], positions[None], ids)
+        for kind in range(len(KINDS)):
+            counts[kind, part] = (kinds == kind).sum(axis=1)
+    return counts
 
 
 def _mean(total: Array, count: Array) -> Array:
