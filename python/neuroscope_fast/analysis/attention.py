@@ -105,10 +105,15 @@ class AttentionPatterns(msgspec.Struct, frozen=True):
 
     def tables(self, most: int = 12) -> list[Table]:
         """What the heads do, what each new token was chosen from, and all scores. `most`: rows of the second."""
-        found = [_labels_table(self.heads, self.notes)] if self.heads else []
+        found = [_labels_table(self.heads)] if self.heads else []
         if self.attended:
             found.append(_attended_table(self.attended[:most], self.attended_over, len(self.attended) - most))
-        return [*found, _scores_table(self.heads)] if self.heads else found
+        if self.heads:
+            found.append(_scores_table(self.heads))
+        if self.notes:
+            note = " ".join([*(each.note for each in found[:1]), *(f"{note}." for note in self.notes)])
+            found[:1] = [msgspec.structs.replace(each, note=note) for each in found[:1]]
+        return found
 
 
 def attention(run: Run, *, layer: int | None = None, head: int | None = None, top: int = 5) -> AttentionPatterns:
@@ -195,7 +200,7 @@ def _none_has(heads: list[HeadScore], score: str) -> bool:
     return all(math.isnan(getattr(head, score)) for head in heads)
 
 
-def _labels_table(heads: list[HeadScore], notes: list[str]) -> Table:
+def _labels_table(heads: list[HeadScore]) -> Table:
     """A row for each label: which heads have it."""
     lines: list[list[Cell]] = []
     for label, meaning in LABELS.items():
@@ -213,7 +218,7 @@ def _labels_table(heads: list[HeadScore], notes: list[str]) -> Table:
         f"A score gives a label if it is at least {STANDS_OUT:g} of the way from uniform attention to 1 and no other kind "
         "of key gets more from the same queries."
     )
-    return Table("What the attention heads do", columns, lines, " ".join([rule, *(f"{note}." for note in notes)]))
+    return Table("What the attention heads do", columns, lines, rule)
 
 
 def _attended_table(looked: list[Attended], over: str, more: int) -> Table:
@@ -222,7 +227,10 @@ def _attended_table(looked: list[Attended], over: str, more: int) -> Table:
             each.prompt,
             f"{each.query} {each.read!r}",
             repr(each.chosen) if each.chosen else None,
-            ", ".join(f"{text!r} {weight:.2f}" for text, weight in zip(each.texts, each.weights, strict=True)),
+            ", ".join(
+                f"{position} {text!r} {weight:.2f}"
+                for position, text, weight in zip(each.positions, each.texts, each.weights, strict=True)
+            ),
             each.first_token,
         ]
         for each in looked
