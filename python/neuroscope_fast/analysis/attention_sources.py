@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..errors import RunError
 from ..reader import Run
 from .attention_scores import ENTROPY, FIRST, PREVIOUS, PREVIOUS_KEY, QueryMasses, Totals
 from .sequences import (
@@ -76,6 +77,21 @@ def sources(run: Run) -> list[Source]:
 def wanted(run: Run) -> str:
     """The hook that captures everything which this analysis reads."""
     return f"{layers_pattern(run)}:attention_pattern"
+
+
+def head_pattern(run: Run, layer: int, head: int, prompt: int = 0, row: int = 0) -> Pattern:
+    """The whole pattern of one head in one sequence. Raises RunError where the run does not hold it."""
+    for source in sources(run):
+        if source.reduction is None and layer_number(source.module) == layer and head in (source.heads or ()):
+            if prompt not in source.prompts:
+                raise RunError(f"{source.hook_id} holds nothing of prompt {prompt}")
+            found = pattern(run, source.hook_id, prompt, row)
+            number = found.heads.index(head)
+            return Pattern(found.queries, [head], found.weights[number : number + 1])
+    raise RunError(
+        f"this run does not hold the whole attention pattern of layer {layer} head {head}: capture it with "
+        f"--hook '{wanted(run)}'"
+    )
 
 
 def measure(run: Run, among: list[Source]) -> list[Layer]:

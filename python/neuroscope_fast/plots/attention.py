@@ -7,8 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..analysis.attention import SCORES, AttentionPatterns, Attended
+from ..analysis.attended import Attended
+from ..analysis.attention import SCORES, AttentionPatterns
+from ..analysis.attention_sources import head_pattern
+from ..analysis.sequences import tokens as tokens_of
 from ..errors import OptionError
+from ..reader import Run
 from .style import CATEGORIES, SEQUENTIAL, new_figure, token_label
 
 if TYPE_CHECKING:
@@ -21,6 +25,8 @@ MOST_LABELS = 60
 """Beyond this many tokens along an axis, only every second, third, … is labelled."""
 MOST_ROWS = 40
 """Generated tokens in one picture."""
+_LETTERS = 95
+"""That go into the width of a picture of bars."""
 
 
 def heat_map(
@@ -58,19 +64,31 @@ def heat_map(
     return figure
 
 
+def head_figure(run: Run, run_name: str, *, layer: int, head: int, prompt: int = 0, row: int = 0) -> Figure:
+    """The heat map of one head in one sequence of a run. Raises RunError where the run does not hold its pattern."""
+    found = head_pattern(run, layer, head, prompt, row)
+    texts = tokens_of(run, prompt, row).texts
+    place = f"prompt {prompt}" + (f", row {row}" if row else "")
+    title = f"Attention of head {layer}.{head} ({place})"
+    return heat_map(found.weights[0], texts, run_name=run_name, title=title, queries=found.queries.tolist())
+
+
 def score_grid(result: AttentionPatterns, run_name: str, scores: Sequence[str] | None = None) -> Figure:
     """A panel for each score, layers down and heads across; a head that the run says nothing of is left white.
 
-    scores: of `analysis.attention.SCORES` (None: all that the run carries). Raises OptionError for others.
+    scores: of `analysis.attention.SCORES` (None: those that the run carries, but not the mass on the previous token
+    where its score is there, which is the same but for one query). Raises OptionError for others.
     """
     unknown = [name for name in scores or () if name not in SCORES]
     if unknown:
         raise OptionError(f"there is no head score {unknown[0]!r}; available: {', '.join(SCORES)}")
     wanted = list(scores) if scores is not None else [name for name in SCORES if np.isfinite(result.grid(name)[1]).any()]
+    if scores is None and "previous_token_score" in wanted:
+        wanted.remove("previous")
     if not wanted:
         raise OptionError("this run carries no head score that is a number: there is nothing to draw")
     layers, first = result.grid(wanted[0])
-    columns = min(len(wanted), 4)
+    columns = min(len(wanted), 3)
     lines = -(-len(wanted) // columns)
     width = float(np.clip(0.24 * first.shape[1] + 1.7, 2.6, 7.0))
     height = float(np.clip(0.24 * len(layers) + 1.2, 2.2, 9.0))
@@ -98,16 +116,67 @@ def attended_figure(result: AttentionPatterns, run_name: str, prompt: int = 0, r
         _bar(axes, line, each)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_yticks(range(len(rows)), [_row_label(each) for each in rows], fontsize=8)
-    axes.set_xlim(0.0, 1.0)
+    totals = [sum(each.weights) + each.first_token for each in rows]
+    axes.set_xlim(0.0, max([1.0, *(total for total in totals if np.isfinite(total))]))  # of `max` more than 1
     axes.set_xlabel(f"attention weight, {result.attended_over}")
     axes.set_ylabel("token read → token chosen")
-    axes.text(
-        1.0, 1.01, "grey: first token; blue: others, most attended first", transform=axes.transAxes,
-        ha="right", va="bottom", fontsize=8,
-    )  # fmt: skip
+    axes.set_title("grey: the first token; blue: the most attended others; blank: the rest", fontsize=8, loc="right")
     return figure
 
 
 def figure(result: AttentionPatterns, run_name: str) -> Figure:
-    """The picture of the analysis: its head scores by layer."""
-    return score_grid(result, run_name)
+    """The picture of the analysis: its head scores by layer; of a run without scores, what the first prompt attended to.
+
+    Raises OptionError where there is neither.
+    """
+    return score_grid(result, run_name) if result.heads else attended_figure(result, run_name)
+
+
+def _grid_panel(figure: Figure, axes: Axes, name: str, layers: Sequence[str], values: Array) -> None:
+    """Probabilities are drawn from 0 to 1 in every panel, entropy from 0 to its largest."""
+    finite = values[np.isfinite(values)]
+    top = float(finite.max(initial=0.0)) or 1.0 if name == "entropy" else 1.0
+    image = axes.imshow(np.ma.masked_invalid(values), cmap=SEQUENTIAL, vmin=0.0, vmax=top, aspect="auto")
+    axes.set_title(SCORES[name], fontsize=9)
+    for axis, labels in (("y", list(layers)), ("x", [str(head) for head in range(values.shape[1])])):
+        step = -(-len(labels) // 16)
+        shown = range(0, len(labels), step)
+        set_ticks = axes.set_yticks if axis == "y" else axes.set_xticks
+        set_ticks(list(shown), [token_label(labels[number], 24) for number in shown], fontsize=7)
+    bar = figure.colorbar(image, ax=axes, fraction=0.08, pad=0.03)
+    bar.ax.tick_params(labelsize=7)
+
+
+def _bar(axes: Axes, line: int, each: Attended) -> None:
+    """The first token in grey, then the most attended ones, each with its name where it fits."""
+    left = 0.0
+    parts = [("first", each.first_token, "0.75")]
+    shades = [CATEGORIES[0], CATEGORIES[5]]
+    parts += [(text, weight, shades[at % 2]) for at, (text, weight) in enumerate(zip(each.texts, each.weights, strict=True))]
+    for at, (text, weight, colour) in enumerate(parts):
+        if not np.isfinite(weight):
+            axes.text(0.01, line, "not a number", va="center", fontsize=7)
+            return
+        axes.barh(line, weight, left=left, height=0.8, color=colour, edgecolor="white", linewidth=0.8)
+        label = "first" if at == 0 else token_label(text, max(2, int(weight * _LETTERS)))
+        if len(label) <= weight * _LETTERS:
+            ink = "white" if colour == CATEGORIES[0] else "black"
+            axes.text(left + weight / 2, line, label, ha="center", va="center", fontsize=7, color=ink)
+        left += weight
+
+
+def _row_label(each: Attended) -> str:
+    chosen = f" → {token_label(each.chosen)}" if each.chosen else ""
+    return f"{token_label(each.read)}{chosen}"
+
+
+def _label_tokens(axes: Axes, axis: str, labels: Sequence[tuple[int, str]]) -> None:
+    """Ticks with position and token; of many only every second, third, … in letters that become smaller."""
+    step = max(-(-len(labels) // MOST_LABELS), 1)
+    shown = range(0, len(labels), step)
+    names = [f"{labels[at][0]} {token_label(labels[at][1])}" for at in shown]
+    size = 8 if len(labels) <= 30 else 6
+    if axis == "x":
+        axes.set_xticks(list(shown), names, rotation=90, fontsize=size)
+    else:
+        axes.set_yticks(list(shown), names, fontsize=size)
