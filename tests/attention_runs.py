@@ -1,4 +1,4 @@
-"""Runs in memory that hold given attention patterns, and the scores of attention as plain loops: a helper of the tests."""
+"""Runs in memory that hold given attention patterns, and head scores as plain loops: a helper of the tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Head scores against plain loops: from whole patterns, from every reduction, whatever heads and positions were taken."""
+"""Head scores against plain loops: from whole patterns and every reduction, whatever heads and positions were taken."""
 
 from __future__ import annotations
 
@@ -90,7 +90,10 @@ def test_without_token_ids_the_scores_that_need_them_are_absent_and_the_note_say
 @pytest.mark.parametrize("reduction", ["entropy", "sink", "previous"])
 def test_a_reduction_carries_its_own_scores_and_no_others(reduction: str) -> None:
     pattern, ids = causal(3, 13, seed=5), ids_of(13, seed=5)
-    steps = [(0, reduced(pattern, reduction)[:, :, :9]), *((q, reduced(pattern, reduction)[:, :, [q]]) for q in range(9, 13))]
+    steps = [
+        (0, reduced(pattern, reduction)[:, :, :9]),
+        *((q, reduced(pattern, reduction)[:, :, [q]]) for q in range(9, 13)),
+    ]
     result = attention(made_run({"r": Hook(LAYER, [steps], reduction=reduction)}, [ids]))
     carried = {"entropy": ("entropy",), "sink": ("first",), "previous": ("previous", "previous_token_score")}[reduction]
     for head in result.heads:
@@ -104,7 +107,9 @@ def test_a_reduction_carries_its_own_scores_and_no_others(reduction: str) -> Non
 
 def test_reductions_together_say_what_each_says() -> None:
     pattern, ids = causal(2, 11, seed=6), ids_of(11, seed=6)
-    hooks = {name: Hook(LAYER, [[(0, reduced(pattern, name))]], reduction=name) for name in ("previous", "sink", "entropy")}
+    hooks = {
+        name: Hook(LAYER, [[(0, reduced(pattern, name))]], reduction=name) for name in ("previous", "sink", "entropy")
+    }
     for (_, head), score in by_head(made_run(hooks, [ids])).items():
         expected = naive_scores([(pattern[0, head].numpy(), ids)])
         assert_scores(score, expected, ("entropy", "first", "previous", "previous_token_score"))

@@ -1,4 +1,4 @@
-"""Head scores on real models: the embedded one, whose heads its own tests know, and TransformerLens on the same weights."""
+"""Head scores on real models: the embedded one, whose heads are known, and TransformerLens on the same weights."""
 
 from __future__ import annotations
 
@@ -67,7 +67,8 @@ def test_the_heads_that_the_models_own_test_finds_are_ranked_first(loaded: Any, 
     best = result.ranked("induction_score")[0]
     assert place(best) == place(scores.best_head(induction))
     assert best.label == "induction"
-    assert best.induction_score > 0.9 > 0.1 > best.chance
+    assert best.induction_score > 0.9
+    assert best.chance < 0.1
     # Several heads look at the token before with 0.999 and more: which is first is a matter of the prompts.
     best = result.ranked("previous_token_score")[0]
     assert float(previous[best.layer, best.head]) == pytest.approx(float(previous.max()), abs=1e-3)
@@ -96,7 +97,9 @@ def test_on_text_that_repeats_itself_they_are_ranked_first_too(loaded: Any, eage
 def test_a_generation_gives_the_scores_of_one_pass_over_all_it_read(loaded: Any, eager: Any) -> None:
     """Prefill and decode joined: the same numbers as plain loops over what eager attention returns."""
     model, tokenizer = loaded
-    run = nsf.generate(model, ["Recursion is", "The capital of France is"], [EVERY], tokenizer=tokenizer, max_new_tokens=12)
+    run = nsf.generate(
+        model, ["Recursion is", "The capital of France is"], [EVERY], tokenizer=tokenizer, max_new_tokens=12
+    )
     result = attention(run)
     sequences = []
     for entry in run.prompts:
@@ -105,7 +108,9 @@ def test_a_generation_gives_the_scores_of_one_pass_over_all_it_read(loaded: Any,
         sequences.append((torch.cat(patterns), ids))
     assert len(result.heads) == 48
     for head in result.heads:
-        expected = naive_scores([(patterns[head.layer, head.head].double().numpy(), ids) for patterns, ids in sequences])
+        expected = naive_scores(
+            [(patterns[head.layer, head.head].double().numpy(), ids) for patterns, ids in sequences]
+        )
         for name in (*MASSES, *SPECIFIC):
             assert getattr(head, name) == pytest.approx(expected[name], abs=2e-5, nan_ok=True)
     assert [each.prompt for each in result.attended] == [0] * 12 + [1] * 12
@@ -135,7 +140,9 @@ def test_reductions_captured_without_the_pattern_give_the_same_scores(
 ) -> None:
     model, tokenizer = loaded
     place_of = {"layer_name": "model.layers.*", "component": "attention_pattern"}
-    more = [{**place_of, "hook_id": name, "reduction": name, **({"top_k": 60} if name == "top_k" else {})} for name in names]
+    more = [
+        {**place_of, "hook_id": name, "reduction": name, **({"top_k": 60} if name == "top_k" else {})} for name in names
+    ]
     run = nsf.generate(model, list(TEXTS[:2]), [EVERY, *more], tokenizer=tokenizer, max_new_tokens=8)
     whole = by_place(attention(only(run, [hook for hook in run if hook.endswith("_attention_pattern")])))
     part = by_place(attention(only(run, [hook for hook in run if hook.split(".")[0] in names])))
@@ -154,7 +161,12 @@ def test_the_mean_over_heads_says_the_same_of_what_was_attended(loaded: Any) -> 
     part = attention(only(run, [hook for hook in run if hook.startswith("mean")])).attended
     assert len(part) == 6
     for one, other in zip(part, whole, strict=True):
-        assert (one.query, one.read, one.chosen, one.positions) == (other.query, other.read, other.chosen, other.positions)
+        assert (one.query, one.read, one.chosen, one.positions) == (
+            other.query,
+            other.read,
+            other.chosen,
+            other.positions,
+        )
         assert one.weights == pytest.approx(other.weights, abs=1e-6)
         assert one.first_token == pytest.approx(other.first_token, abs=1e-6)
 

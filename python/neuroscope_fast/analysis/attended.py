@@ -48,7 +48,7 @@ class WhatWasAttended(msgspec.Struct, frozen=True):
 def attended(
     run: Run, among: list[Source], *, layer: int | None = None, head: int | None = None, top: int = 5
 ) -> WhatWasAttended:
-    """The `top` tokens that each query which chose a token attended to most: those from the last token of the prompt on.
+    """The `top` tokens that each query which chose a token attended to most: those from the last of the prompt on.
 
     The weights are the mean over the heads of each layer, then over the layers; `layer` and `head` choose. Raises
     RunError where the run does not hold these.
@@ -65,8 +65,8 @@ def attended(
         there = [source for source in chosen if prompt in source.prompts]
         for row in range(rows(run, prompt)) if there else ():
             texts = tokens(run, prompt, row)
-            for query, weights in _queries(run, there, prompt, row, head, texts.prompt_tokens):
-                found.append(_attended(prompt, row, query, weights, texts, top))
+            for query, weights in _queries(run, there, prompt, row, head=head, first=texts.prompt_tokens - 1):
+                found.append(_attended((prompt, row, query), weights, texts, top))
     return WhatWasAttended(found, _over(chosen, layer, head), "")
 
 
@@ -86,7 +86,9 @@ def _chosen(run: Run, among: list[Source], layer: int | None, head: int | None) 
         if by_module:
             return list(by_module.values())
     if layer is not None or head is not None:
-        asked = " ".join(f"{name} {number}" for name, number in (("layer", layer), ("head", head)) if number is not None)
+        asked = " ".join(
+            f"{name} {number}" for name, number in (("layer", layer), ("head", head)) if number is not None
+        )
         raise RunError(f"this run does not hold the attention of {asked}: capture it with --hook '{wanted(run)}'")
     return []
 
@@ -101,16 +103,16 @@ def _over(chosen: list[Source], layer: int | None, head: int | None) -> str:
 
 
 def _queries(
-    run: Run, chosen: list[Source], prompt: int, row: int, head: int | None, prompt_tokens: int
+    run: Run, chosen: list[Source], prompt: int, row: int, *, head: int | None, first: int
 ) -> list[tuple[int, Array]]:
-    """The queries that chose a token, as far as every hook holds them, with the mean of their weights, [K]."""
+    """The queries from `first` on, as far as every hook holds them, with the mean of their weights, [K]."""
     sums: dict[int, Array] = {}
     held: dict[int, int] = {}
     for source in chosen:
         is_listed = source.reduction == "top_k"
         part: Pattern | Listed = (listed if is_listed else pattern)(run, source.hook_id, prompt, row)
         heads = range(part.weights.shape[0]) if head is None else [part.heads.index(head)]
-        for number in np.flatnonzero(part.queries >= prompt_tokens - 1):
+        for number in np.flatnonzero(part.queries >= first):
             query = int(part.queries[number])
             weights = np.zeros(query + 1)
             for each in heads:
@@ -122,7 +124,8 @@ def _queries(
     return [(query, sums[query] / len(chosen)) for query in sorted(sums) if held[query] == len(chosen)]
 
 
-def _attended(prompt: int, row: int, query: int, weights: Array, texts: Tokens, top: int) -> Attended:
+def _attended(place: tuple[int, int, int], weights: Array, texts: Tokens, top: int) -> Attended:
+    prompt, row, query = place
     finite = bool(np.isfinite(weights).all())
     order = np.argsort(-weights[1:], kind="stable")[:top] + 1 if finite else np.arange(0)
     positions = [int(position) for position in order if weights[position] > 0]

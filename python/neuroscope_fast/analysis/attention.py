@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -104,12 +105,12 @@ class AttentionPatterns(msgspec.Struct, frozen=True):
         return [name if is_unnumbered else str(layer) for is_unnumbered, layer, name in places], values
 
     def tables(self, most: int = 12) -> list[Table]:
-        """What the heads do, what each new token was chosen from, and all scores. `most`: rows of the second."""
+        """What the heads do, what each new token was chosen from, and all scores. `most`: rows of the last two."""
         found = [_labels_table(self.heads)] if self.heads else []
         if self.attended:
-            found.append(_attended_table(self.attended[:most], self.attended_over, len(self.attended) - most))
+            found.append(_attended_table(self.attended, self.attended_over, most))
         if self.heads:
-            found.append(_scores_table(self.heads))
+            found.append(_scores_table(self.heads, most))
         if self.notes:
             note = " ".join([*(each.note for each in found[:1]), *(f"{note}." for note in self.notes)])
             found[:1] = [msgspec.structs.replace(each, note=note) for each in found[:1]]
@@ -208,20 +209,20 @@ def _labels_table(heads: list[HeadScore]) -> Table:
         if not having:
             continue
         shown = ", ".join(
-            head.name if math.isnan(head.label_score) else f"{head.name} ({head.label_score:.2f})" for head in having[:5]
+            head.name + ("" if math.isnan(head.label_score) else f" ({head.label_score:.2f})") for head in having[:5]
         )
         more = f" and {len(having) - 5} more" if len(having) > 5 else ""
         chance = None if math.isnan(having[0].chance) else having[0].chance
         lines.append([label.replace("_", " "), meaning, len(having), shown + more, chance])
     columns = ["label", "what such a head does", "heads", "strongest: layer.head (its score)", "uniform attention"]
     rule = (
-        f"A score gives a label if it is at least {STANDS_OUT:g} of the way from uniform attention to 1 and no other kind "
-        "of key gets more from the same queries."
+        f"A score gives a label if it is at least {STANDS_OUT:g} of the way from uniform attention to 1 and no other "
+        "kind of key gets more from the same queries."
     )
     return Table("What the attention heads do", columns, lines, rule)
 
 
-def _attended_table(looked: list[Attended], over: str, more: int) -> Table:
+def _attended_table(looked: list[Attended], over: str, most: int) -> Table:
     lines: list[list[Cell]] = [
         [
             each.prompt,
@@ -233,23 +234,28 @@ def _attended_table(looked: list[Attended], over: str, more: int) -> Table:
             ),
             each.first_token,
         ]
-        for each in looked
+        for each in looked[:most]
     ]
     columns = ["prompt", "token read", "token chosen", "attended to most, the first token apart", "on the first token"]
-    note = f"Weights: {over}." + (f" {more} more rows are in the result." if more > 0 else "")
+    note = f"Weights: {over}. The query at the token read chose the next one.{_more(looked, most)}"
     return Table("What each new token was chosen from", columns, lines, note)
 
 
-def _scores_table(heads: list[HeadScore]) -> Table:
+def _scores_table(heads: list[HeadScore], most: int) -> Table:
     lines: list[list[Cell]] = [
-        [head.name, head.label.replace("_", " "), *(_cell(getattr(head, score)) for score in SCORES)] for head in heads
+        [head.name, head.label.replace("_", " "), *(_cell(getattr(head, score)) for score in SCORES)]
+        for head in heads[:most]
     ]
     note = (
         f"Averages over {max(head.queries for head in heads)} queries; induction over "
         f"{max(head.induction_queries for head in heads)}, duplicate-token over "
-        f"{max(head.duplicate_queries for head in heads)}, which have such keys."
+        f"{max(head.duplicate_queries for head in heads)}, which have such keys.{_more(heads, most)}"
     )
     return Table("Scores of each head, the strongest first", ["head", "label", *SCORES.values()], lines, note)
+
+
+def _more(items: Sequence[object], most: int) -> str:
+    return f" {len(items) - most} more rows are in the result." if len(items) > most else ""
 
 
 def _cell(value: float) -> Cell:

@@ -54,9 +54,18 @@ def key_kinds(queries: Array, keys: Array, ids: Array | None = None) -> Array:
 def row_entropy(weights: Array) -> Array:
     """-sum p ln p over the last axis, in nats, float64; 0 ln 0 is 0, and NaN stays NaN."""
     p = np.asarray(weights, dtype=np.float64)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        terms = np.where(p == 0, 0.0, p * np.log(p))
-        return np.asarray(0.0 - terms.sum(axis=-1))
+    with np.errstate(invalid="ignore"):
+        logarithms = np.log(p, out=np.zeros_like(p), where=p != 0)
+        return np.asarray(0.0 - (p * logarithms).sum(axis=-1))
+
+
+class _Rows(NamedTuple):
+    """Some queries [Q] of one head, and the positions, weights and kinds of their keys, broadcast to [Q, K]."""
+
+    queries: Array
+    keys: Array
+    weights: Array
+    kinds: Array
 
 
 class QueryMasses:
@@ -88,7 +97,7 @@ class QueryMasses:
         for part in _parts(len(queries)):
             kinds = key_kinds(queries[part, None], keys, ids)
             for number, head in enumerate(heads):
-                self._put_rows(head, queries[part], keys, weights[number, part], kinds, ids is not None)
+                self._put_rows(head, _Rows(queries[part], keys, weights[number, part], kinds), ids is not None)
 
     def put_listed(self, heads: list[int], queries: Array, keys: Array, weights: Array, ids: Array | None) -> None:
         """All measures of the keys that `top_k` lists, -1 for none: keys and weights are [H, Q, k]; lower bounds."""
@@ -97,24 +106,18 @@ class QueryMasses:
                 listed, rows = keys[number, part], weights[number, part]
                 missing = np.clip(1.0 - rows.sum(axis=1, dtype=np.float64), 0.0, 1.0)
                 kinds = key_kinds(queries[part, None], listed, ids)
-                self._put_rows(head, queries[part], listed, rows, kinds, ids is not None, missing)
+                self._put_rows(head, _Rows(queries[part], listed, rows, kinds), ids is not None, missing)
 
-    def _put_rows(
-        self,
-        head: int,
-        queries: Array,
-        keys: Array,
-        weights: Array,
-        kinds: Array,
-        has_ids: bool,
-        missing: Array | None = None,
-    ) -> None:
+    def _put_rows(self, head: int, part: _Rows, has_ids: bool, missing: Array | None = None) -> None:
+        queries, keys, weights, kinds = part
         rows = np.asarray(weights, dtype=np.float64)
-        seen = (rows != 0).any(axis=1)
-        before = (keys == queries[:, None] - 1) & (keys >= 0)
-        self.is_causal &= not bool(((rows != 0) & (keys > queries[:, None])).any())
-        masses = [_mass(rows, kinds == kind) for kind in range(len(KINDS))]
-        for measure, values in enumerate([*masses, row_entropy(rows), _mass(rows, before)]):
+        positive = rows != 0
+        seen = positive.any(axis=1)
+        self.is_causal &= not bool((positive & (keys > queries[:, None])).any())
+        masses = _masses(rows, kinds)
+        # To query 1 the token before it is the first, and counts as that.
+        previous_key = np.where(queries == 1, masses[FIRST], masses[PREVIOUS])
+        for measure, values in enumerate([*masses, row_entropy(rows), previous_key]):
             if has_ids or measure not in (DUPLICATE, INDUCTION):
                 self.put(measure, head, queries[seen], values[seen], None if missing is None else missing[seen])
 
@@ -124,9 +127,13 @@ def _parts(count: int) -> list[slice]:
     return [slice(start, start + _ROWS) for start in range(0, count, _ROWS)]
 
 
-def _mass(rows: Array, chosen: Array) -> Array:
-    with np.errstate(invalid="ignore"):  # a row with NaN, or an infinity, is NaN in each of its masses
-        return np.asarray((rows * chosen).sum(axis=1))
+def _masses(rows: Array, kinds: Array) -> Array:
+    """The mass on each kind, [kinds, Q]; a row in which anything is NaN is NaN in each."""
+    bins = len(KINDS) + 1  # the first is for keys of no kind
+    places = np.arange(len(rows))[:, None] * bins + kinds + 1
+    sums = np.bincount(places.ravel(), weights=rows.ravel(), minlength=len(rows) * bins).reshape(-1, bins)
+    sums[np.isnan(sums.sum(axis=1))] = np.nan
+    return np.asarray(sums[:, 1:].T)
 
 
 class Label(NamedTuple):
@@ -209,19 +216,31 @@ class Totals:
         score, chance = self.scores(), self.chances()
         strength = (score - chance) / (1 - chance)
         most = strength + _mean(self.missing, self.count) / (1 - chance)
-        leads = (self.lead >= 0).all(axis=1)
-        return [
-            _label(*(each[:, head] for each in (score, chance, strength, most, leads, self.count)))
-            for head in range(len(self.heads))
-        ]
+        leads = np.asarray((self.lead >= 0).all(axis=1))
+        by_kind: list[Array] = [score, chance, strength, most, leads, self.count]
+        return [_label(_OfHead(*(each[:, head] for each in by_kind))) for head in range(len(self.heads))]
 
 
-def _label(score: Array, chance: Array, strength: Array, most: Array, leads: Array, count: Array) -> Label:
-    judged = (count >= FEWEST_QUERIES) & np.isfinite(strength)
+class _OfHead(NamedTuple):
+    """Of one head, each [kinds]. most: what the strength would be if all that was left open were of the kind; leads:
+    whether no other kind gets more from the same queries.
+    """
+
+    score: Array
+    chance: Array
+    strength: Array
+    most: Array
+    leads: Array
+    queries: Array
+
+
+def _label(found: _OfHead) -> Label:
+    score, chance, strength, most, leads, queries = found
+    judged = (queries >= FEWEST_QUERIES) & np.isfinite(strength)
     nothing = Label("unknown", np.nan, np.nan, np.nan)
-    if not judged.any() or (np.isnan(score) & (count > 0)).any():
+    if not judged.any() or (np.isnan(score) & (queries > 0)).any():
         return nothing
-    standing = [kind for kind in np.flatnonzero(judged & leads & (strength >= STANDS_OUT)).tolist()]
+    standing = list(np.flatnonzero(judged & leads & (strength >= STANDS_OUT)).tolist())
     chosen = max(
         [kind for kind in standing if kind != FIRST] or standing, key=lambda kind: float(strength[kind]), default=None
     )

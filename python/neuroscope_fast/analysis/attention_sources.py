@@ -34,7 +34,7 @@ _CROSS = re.compile(r"cross|enc_?dec|encoder_attn|multihead_attn|decoder\.block\
 
 
 class Source(NamedTuple):
-    """A hook that holds attention patterns, or a reduction of them. heads: which, None where they are reduced to one."""
+    """A hook that holds attention patterns, or a reduction of them. heads: None where they are reduced to one."""
 
     hook_id: str
     module: str
@@ -110,15 +110,16 @@ def measure(run: Run, among: list[Source]) -> list[Layer]:
             given = tokens(run, prompt, row).ids
             ids = np.asarray(given, np.int64) if given else None
             for module, group in by_module.items():
-                _add(run, [each for each in group if prompt in each.prompts], prompt, row, ids, totals[module])
+                there = [each for each in group if prompt in each.prompts]
+                loaded = [(source, _load(run, source, prompt, row)) for source in there]
+                _add(totals[module], loaded, ids)
     layers = [Layer(layer_number(module), module, each) for module, each in totals.items()]
     layers.sort(key=lambda each: (each.number is None, each.number or 0, each.module))
     return layers
 
 
-def _add(run: Run, group: list[Source], prompt: int, row: int, ids: Array | None, totals: Totals) -> None:
+def _add(totals: Totals, loaded: list[tuple[Source, Pattern | Listed | Joined]], ids: Array | None) -> None:
     """What the hooks of one module say of one sequence."""
-    loaded = [(source, _load(run, source, prompt, row)) for source in group]
     length = max((int(part[0].max(initial=-1)) + 1 for _, part in loaded), default=0)
     if not length:
         return
@@ -135,8 +136,9 @@ def _add(run: Run, group: list[Source], prompt: int, row: int, ids: Array | None
 
 
 def _load(run: Run, source: Source, prompt: int, row: int) -> Pattern | Listed | Joined:
-    load = {None: pattern, "top_k": listed}.get(source.reduction, join)
-    return load(run, source.hook_id, prompt, row)
+    if source.reduction is None:
+        return pattern(run, source.hook_id, prompt, row)
+    return (listed if source.reduction == "top_k" else join)(run, source.hook_id, prompt, row)
 
 
 def _put_reduction(masses: QueryMasses, source: Source, part: Joined) -> None:
@@ -148,5 +150,4 @@ def _put_reduction(masses: QueryMasses, source: Source, part: Joined) -> None:
             masses.put(FIRST, head, part.positions, values)
         else:
             masses.put(PREVIOUS_KEY, head, part.positions, values)
-            # To query 1 the token before it is the first, and counts as that.
             masses.put(PREVIOUS, head, part.positions, np.where(part.positions > 1, values, 0.0))

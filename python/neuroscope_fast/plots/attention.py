@@ -82,7 +82,9 @@ def score_grid(result: AttentionPatterns, run_name: str, scores: Sequence[str] |
     unknown = [name for name in scores or () if name not in SCORES]
     if unknown:
         raise OptionError(f"there is no head score {unknown[0]!r}; available: {', '.join(SCORES)}")
-    wanted = list(scores) if scores is not None else [name for name in SCORES if np.isfinite(result.grid(name)[1]).any()]
+    wanted = (
+        list(scores) if scores is not None else [name for name in SCORES if np.isfinite(result.grid(name)[1]).any()]
+    )
     if scores is None and "previous_token_score" in wanted:
         wanted.remove("previous")
     if not wanted:
@@ -90,8 +92,8 @@ def score_grid(result: AttentionPatterns, run_name: str, scores: Sequence[str] |
     layers, first = result.grid(wanted[0])
     columns = min(len(wanted), 3)
     lines = -(-len(wanted) // columns)
-    width = float(np.clip(0.24 * first.shape[1] + 1.7, 2.6, 7.0))
-    height = float(np.clip(0.24 * len(layers) + 1.2, 2.2, 9.0))
+    width = float(np.clip(0.24 * first.shape[1] + 1.7, 2.6, 4.8))
+    height = float(np.clip(0.24 * len(layers) + 1.2, 2.2, 5.6))
     figure = new_figure(max(columns * width + 0.6, 5.0), lines * height + 1.2, "Attention heads: scores", run_name)
     for number, name in enumerate(wanted):
         axes = figure.add_subplot(lines, columns, number + 1)
@@ -125,7 +127,7 @@ def attended_figure(result: AttentionPatterns, run_name: str, prompt: int = 0, r
 
 
 def figure(result: AttentionPatterns, run_name: str) -> Figure:
-    """The picture of the analysis: its head scores by layer; of a run without scores, what the first prompt attended to.
+    """The picture of the analysis: its head scores by layer; of a run without scores what was attended to.
 
     Raises OptionError where there is neither.
     """
@@ -152,7 +154,9 @@ def _bar(axes: Axes, line: int, each: Attended) -> None:
     left = 0.0
     parts = [("first", each.first_token, "0.75")]
     shades = [CATEGORIES[0], CATEGORIES[5]]
-    parts += [(text, weight, shades[at % 2]) for at, (text, weight) in enumerate(zip(each.texts, each.weights, strict=True))]
+    parts += [
+        (text, weight, shades[at % 2]) for at, (text, weight) in enumerate(zip(each.texts, each.weights, strict=True))
+    ]
     for at, (text, weight, colour) in enumerate(parts):
         if not np.isfinite(weight):
             axes.text(0.01, line, "not a number", va="center", fontsize=7)
