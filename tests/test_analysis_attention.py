@@ -153,7 +153,9 @@ def test_hooks_of_one_module_are_joined_and_no_query_counts_twice() -> None:
         "one": Hook(LAYER, [[(0, first[:, [0]].contiguous())]], heads=[0]),
         "two": Hook(LAYER, [[(6, rest.contiguous())]]),
         "again": Hook(LAYER, [[(0, pattern[:, [1]].contiguous())]], heads=[1]),
-        "entropy": Hook(LAYER, [[(0, reduced(pattern, "entropy"))]], reduction="entropy"),
+        "entropy": Hook(
+            LAYER, [[(0, reduced(pattern, "entropy") + 1)]], reduction="entropy"
+        ),  # whole patterns go first
     }
     found = by_head(made_run(hooks, [ids]))
     assert sorted(found) == [(3, 0), (3, 1)]
@@ -194,7 +196,7 @@ def test_cross_attention_has_no_scores() -> None:
 
 def test_a_number_that_is_none_stays_none() -> None:
     pattern, ids = causal(2, 30, seed=11), ids_of(30, seed=11)
-    pattern[0, 1, 20] = float("nan")
+    pattern[0, 1, 20, 7] = float("nan")
     result = attention(made_run({"a": Hook(LAYER, [steps_of(pattern, 30)])}, [ids]))
     assert [head.head for head in result.heads] == [0, 1]
     broken = result.heads[1]
@@ -331,6 +333,15 @@ def test_what_each_new_token_was_chosen_from() -> None:
         assert each.weights == pytest.approx([row[key] for key in each.positions], abs=1e-6)
         assert each.texts == [f"t{ids[key]}" for key in each.positions]
     assert result.attended_over == "mean over the captured heads of 2 layers"
+
+
+def test_a_query_that_one_layer_lacks_is_left_out_of_the_mean() -> None:
+    pattern = causal(2, 10, seed=1)
+    part = Hook("model.layers.4.self_attn", [[(0, pattern[:, :, :8].contiguous())]])
+    result = attention(
+        made_run({"a": Hook(LAYER, [steps_of(pattern, 6)]), "b": part}, [ids_of(11, 1)], prompt_tokens=6)
+    )
+    assert [each.query for each in result.attended] == [5, 6, 7]
 
 
 @pytest.mark.parametrize("reduction", ["mean", "max"])

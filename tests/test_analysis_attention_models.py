@@ -171,13 +171,16 @@ def test_the_mean_over_heads_says_the_same_of_what_was_attended(loaded: Any) -> 
         assert one.first_token == pytest.approx(other.first_token, abs=1e-6)
 
 
-def test_padded_rows_of_a_batch_have_the_scores_that_they_have_alone(loaded: Any) -> None:
+@pytest.mark.parametrize("reduction", [None, "top_k"])
+def test_padded_rows_of_a_batch_have_the_scores_that_they_have_alone(loaded: Any, reduction: str | None) -> None:
     model, tokenizer = loaded
     ids = [tokenizer(text)["input_ids"] for text in (TEXTS[1], "Tom has a blue hat. The hat of Tom is")]
     longest = max(map(len, ids))
     padded = torch.tensor([[model.config.pad_token_id] * (longest - len(each)) + each for each in ids])
     mask = torch.tensor([[0] * (longest - len(each)) + [1] * len(each) for each in ids])
-    with torch.no_grad(), nsf.capture(model, EVERY) as cap:
+    hook = {"layer_name": "model.layers.*", "component": "attention_pattern", "reduction": reduction}
+    hook |= {"top_k": 64} if reduction else {}
+    with torch.no_grad(), nsf.capture(model, hook) as cap:
         written = model.generate(
             input_ids=padded, attention_mask=mask, max_new_tokens=5, do_sample=False, eos_token_id=None
         )

@@ -162,7 +162,7 @@ def _bar(axes: Axes, line: int, each: Attended) -> None:
             axes.text(0.01, line, "not a number", va="center", fontsize=7)
             return
         axes.barh(line, weight, left=left, height=0.8, color=colour, edgecolor="white", linewidth=0.8)
-        label = "first" if at == 0 else token_label(text, max(2, int(weight * _LETTERS)))
+        label = "first" if at == 0 else token_label(text, max(4, int(weight * _LETTERS)))
         if len(label) <= weight * _LETTERS:
             ink = "white" if colour == CATEGORIES[0] else "black"
             axes.text(left + weight / 2, line, label, ha="center", va="center", fontsize=7, color=ink)
