@@ -194,6 +194,21 @@ def test_cross_attention_has_no_scores() -> None:
             attention(made_run({"a": Hook(name, [steps_of(causal(1, 8), 8)])}))
 
 
+def test_the_tokens_of_an_encoder_are_not_those_of_the_decoder_beside_it() -> None:
+    pattern, ids = causal(1, 30, seed=1), ids_of(30, seed=1)
+    names = ["encoder.layers.1.self_attn", "decoder.layers.1.self_attn"]
+    run = made_run({name: Hook(name, [[(0, pattern)]]) for name in names}, [ids], prompt_tokens=20)
+    result = attention(run)
+    found = {head.layer_name: head for head in result.heads}
+    assert_scores(found[names[0]], naive_scores([(pattern[0, 0].numpy(), ids)]))
+    assert_scores(found[names[1]], naive_scores([(pattern[0, 0].numpy(), None)]))
+    assert not result.attended
+    assert "causal language model" in result.notes[-1]
+    run.manifest.model.class_name = "OPTForCausalLM"  # its layers stand in model.decoder, and there is no encoder
+    found = {head.layer_name: head for head in attention(run).heads}
+    assert_scores(found[names[1]], naive_scores([(pattern[0, 0].numpy(), ids)]))
+
+
 def test_a_number_that_is_none_stays_none() -> None:
     pattern, ids = causal(2, 30, seed=11), ids_of(30, seed=11)
     pattern[0, 1, 20, 7] = float("nan")

@@ -53,11 +53,11 @@ def attended(
     The weights are the mean over the heads of each layer, then over the layers; `layer` and `head` choose. Raises
     RunError where the run does not hold these.
     """
-    chosen = _chosen(run, among, layer, head)
+    chosen = _chosen(run, [source for source in among if source.writes], layer, head)
     if not chosen:
         note = (
-            "The run does not say which tokens were attended to: capture them with "
-            f"--hook '{wanted(run)}', or reduced to the mean over heads"
+            "The run does not say from which tokens a token was chosen: capture the attention of a causal language "
+            f"model with --hook '{wanted(run)}', or reduced to the mean over heads"
         )
         return WhatWasAttended([], "", note)
     found = []

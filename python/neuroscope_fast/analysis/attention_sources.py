@@ -30,17 +30,23 @@ Array = np.ndarray[Any, Any]
 HEAD_REDUCTIONS = (None, "entropy", "sink", "previous", "top_k")
 """What says something of single heads; what comes first is believed first. None: the whole pattern."""
 
+_ENCODER = re.compile(r"(?:^|\.)encoder\.")
+_DECODER = re.compile(r"(?:^|\.)decoder\.")
 _CROSS = re.compile(r"cross|enc_?dec|encoder_attn|multihead_attn|decoder\.block\.\d+\.layer\.1(?!\d)", re.IGNORECASE)
 
 
 class Source(NamedTuple):
-    """A hook that holds attention patterns, or a reduction of them. heads: None where they are reduced to one."""
+    """A hook that holds attention patterns, or a reduction of them. heads: None where they are reduced to one. reads:
+    the module reads the run's tokens; writes: it stands in the stack that chooses the next one.
+    """
 
     hook_id: str
     module: str
     reduction: str | None
     heads: list[int] | None
     prompts: frozenset[int]
+    reads: bool
+    writes: bool
 
 
 class Layer(NamedTuple):
@@ -68,7 +74,11 @@ def sources(run: Run) -> list[Source]:
         heads = None
         if first.reduction in HEAD_REDUCTIONS:
             heads = list(range(first.shape[1])) if first.heads is None else list(first.heads)
-        found.append(Source(hook_id, module, first.reduction, heads, frozenset(record.prompt for record in records)))
+        prompts = frozenset(record.prompt for record in records)
+        # A decoder beside an encoder reads a sequence of its own, which does not begin with the run's tokens.
+        reads = not _DECODER.search(module) or run.manifest.model.class_name.endswith("ForCausalLM")
+        writes = reads and not _ENCODER.search(module)
+        found.append(Source(hook_id, module, first.reduction, heads, prompts, reads, writes))
     if not found:
         raise missing("an analysis of attention", [wanted(run)])
     return found
@@ -112,7 +122,7 @@ def measure(run: Run, among: list[Source]) -> list[Layer]:
             for module, group in by_module.items():
                 there = [each for each in group if prompt in each.prompts]
                 loaded = [(source, _load(run, source, prompt, row)) for source in there]
-                _add(totals[module], loaded, ids)
+                _add(totals[module], loaded, ids if all(each.reads for each in group) else None)
     layers = [Layer(layer_number(module), module, each) for module, each in totals.items()]
     layers.sort(key=lambda each: (each.number is None, each.number or 0, each.module))
     return layers
