@@ -68,7 +68,7 @@ class _Texts:
 
     def __init__(self, run: Run):
         self._run = run
-        self._told = {entry.prompt for entry in run.prompts}
+        self._told = {entry.prompt for entry in run.prompts if entry.texts}
         self._taken = any(
             record.component == "embedding" for hook_id in run for record in run[hook_id].inputs.records[:1]
         )

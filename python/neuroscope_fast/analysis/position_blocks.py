@@ -185,6 +185,8 @@ class PositionBlocks:
             padding = _padding_of(record, row) if record.positions is None else np.arange(0)
         else:
             padding = self._padding.get((record.prompt, row), np.arange(0))
+        if len(padding) == 0:
+            return positions
         return np.where(positions < 0, -1, positions - np.searchsorted(padding, positions))
 
 

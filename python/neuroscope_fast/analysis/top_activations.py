@@ -30,31 +30,44 @@ class TopActivations:
         return np.where(self.keys == EMPTY, np.nan, self._values)
 
     def add(self, rows: Array, keys: Array) -> None:
-        """Takes rows [n, width] and a key for each, int64 [n], none of them negative."""
+        """Takes rows [n, width] of a float dtype and a key for each, int64 [n], none of them negative."""
         if self._k == 0 or rows.size == 0:
             return
-        highest = np.fmax.reduce(rows, axis=0)  # NaN only where all are
-        columns = np.flatnonzero((highest > self.threshold) & (highest >= self._values[:, -1]))
-        if len(columns) == 0:
-            return
-        values = rows[:, columns].T.astype(np.float64)  # [columns, n]
+        row, column = np.nonzero(rows >= self._least(rows.dtype))
+        row, column = self._thinned(rows, row, column)
+        value = rows[row, column].astype(np.float64)
+        finite = np.isfinite(value)
+        self._keep(column[finite], value[finite], keys[row[finite]])
+
+    def _least(self, dtype: np.dtype[Any]) -> Array:
+        """The smallest value of each column that can still be among its largest."""
+        lowest = np.asarray(self.threshold, dtype)
+        if float(lowest) <= self.threshold:
+            lowest = np.nextafter(lowest, np.asarray(np.inf, dtype))
+        return np.maximum(self._values[:, -1].astype(dtype), lowest)
+
+    def _thinned(self, rows: Array, row: Array, column: Array) -> tuple[Array, Array]:
+        """Without those that k others of the same column in these rows are larger than: sorting is what takes time."""
+        crowded = np.bincount(column, minlength=rows.shape[1]) > self._k
+        if not crowded.any():
+            return row, column
+        values = rows[:, crowded].T.copy()
         values[~np.isfinite(values)] = -np.inf
-        least = self._values[columns, -1]
-        if len(rows) > self._k:
-            least = np.maximum(least, np.partition(values, -self._k, axis=1)[:, -self._k])
-        chosen = (values >= least[:, None]) & (values > self.threshold)
-        at, row = np.nonzero(chosen)
-        columns, first = columns[np.unique(at)], np.unique(at)
-        kept = self.keys[columns] != EMPTY
-        held, _ = np.nonzero(kept)
-        column = np.concatenate([first[held], at])
-        value = np.concatenate([self._values[columns][kept], values[at, row]])
-        key = np.concatenate([self.keys[columns][kept], keys[row]])
+        least = np.full(rows.shape[1], -np.inf, rows.dtype)
+        least[crowded] = np.partition(values, -self._k, axis=1)[:, -self._k]
+        large = rows[row, column] >= least[column]
+        return row[large], column[large]
+
+    def _keep(self, column: Array, value: Array, key: Array) -> None:
+        """Sorts new values in among those of their columns."""
+        columns = np.unique(column)
+        held, place = np.nonzero(self.keys[columns] != EMPTY)
+        column = np.concatenate([columns[held], column])
+        value = np.concatenate([self._values[columns[held], place], value])
+        key = np.concatenate([self.keys[columns[held], place], key])
         order = np.lexsort((key, -value, column))
         column, value, key = column[order], value[order], key[order]
-        starts = np.searchsorted(column, first)
-        rank = np.arange(len(column)) - np.repeat(starts, np.diff(np.append(starts, len(column))))
+        rank = np.arange(len(column)) - np.searchsorted(column, column)
         best = rank < self._k
-        target = columns[np.searchsorted(first, column[best])], rank[best]
-        self._values[target] = value[best]
-        self.keys[target] = key[best]
+        self._values[column[best], rank[best]] = value[best]
+        self.keys[column[best], rank[best]] = key[best]
