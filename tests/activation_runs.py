@@ -1,5 +1,5 @@
-"""Runs in memory for the tests of analyses, from plain arrays: a sequence for each prompt and row, cut into a prefill and
-decode steps, padded on the left where rows differ in length.
+"""Runs in memory for the tests of analyses, from plain arrays: a sequence for each prompt and row, cut into a prefill
+and decode steps, padded on the left where rows differ in length.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def record_of(tensor: torch.Tensor, **facts: Any) -> tuple[Record, torch.Tensor]
 def cut(
     prompts: list[list[Array]], decoded: int = 0, dtype: torch.dtype = torch.float32, **facts: Any
 ) -> list[tuple[Record, torch.Tensor]]:
-    """Records of prompts, each a list of rows [T, N]: a prefill of all but `decoded` positions, padded on the left, then
-    a step for each position that is left.
+    """Records of prompts, each a list of rows [T, N]: a prefill of all but `decoded` positions, padded on the left,
+    then a step for each position that is left.
     """
     found = []
     for number, rows in enumerate(prompts):

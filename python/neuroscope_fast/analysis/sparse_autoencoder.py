@@ -163,7 +163,7 @@ def _configuration(told: dict[str, Any], name: str) -> SAEConfiguration:
     old_k = old_k.get("k") if isinstance(old_k, dict) else None
     function = told.get("activation_fn", told.get("activation_fn_str", "relu"))
     architecture = "topk" if function == "topk" else told.get("architecture", "standard")
-    if architecture not in _TENSORS:
+    if architecture not in tuple(_TENSORS):
         raise RunError(f"{name}: the architecture {one_line(repr(architecture))} is none of {', '.join(_TENSORS)}")
     if function not in ("relu", "topk"):
         raise RunError(f"{name}: the activation function {one_line(repr(function))} is neither relu nor topk")
