@@ -52,7 +52,7 @@ def _line(layer: LayerFeatures, profile: Profile) -> list[Cell]:
         _number(layer.kurtosis[number]),
         _number(layer.maximum[number]),
         context_text(profile.contexts[0]) if profile.contexts else None,
-        ", ".join(f"{_shown(each.text)} ({each.mean:.2g}, {each.count}×)" for each in profile.tokens[:3]) or None,
+        ", ".join(f"{shown_text(each.text)} ({each.mean:.2g}, {each.count}×)" for each in profile.tokens[:3]) or None,
     ]
 
 
@@ -64,7 +64,7 @@ def context_text(context: Context) -> str:
     start = max(context.peak - _BEFORE, 0)
     before = "".join(context.texts[start : context.peak])
     after = "".join(context.texts[context.peak + 1 : context.peak + 1 + _AFTER])
-    return f"{'…' if start else ''}{_shown(before)}«{_shown(context.texts[context.peak])}»{_shown(after)}"
+    return f"{'…' if start else ''}{shown_text(before)}«{shown_text(context.texts[context.peak])}»{shown_text(after)}"
 
 
 def _summary(features: Features) -> Table:
@@ -126,6 +126,6 @@ def _number(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def _shown(text: str) -> str:
+def shown_text(text: str) -> str:
     """A token's text on one line."""
     return "".join(each if each.isprintable() else "↵" if each == "\n" else "�" for each in text)

@@ -44,7 +44,8 @@ class TopActivations:
         lowest = np.asarray(self.threshold, dtype)
         if float(lowest) <= self.threshold:
             lowest = np.nextafter(lowest, np.asarray(np.inf, dtype))
-        return np.maximum(self._values[:, -1].astype(dtype), lowest)
+        least: Array = np.maximum(self._values[:, -1].astype(dtype), lowest)
+        return least
 
     def _thinned(self, rows: Array, row: Array, column: Array) -> tuple[Array, Array]:
         """Without those that k others of the same column in these rows are larger than: sorting is what takes time."""
