@@ -232,9 +232,11 @@ class _Contexts:
         peak = 0
         for offset in self._around.tolist():
             position = place.position + offset
-            held = position >= 0 and np.isin(key + offset, self._wanted)
-            activation = float(self._found[number, np.searchsorted(self._wanted, key + offset)]) if held else np.nan
-            if position < 0 or (np.isnan(activation) and position >= len(tokens.texts)):
+            if position < 0:
+                continue
+            at = np.searchsorted(self._wanted, key + offset)  # there: the key of every position of a context is wanted
+            activation = float(self._found[number, at])
+            if np.isnan(activation) and position >= len(tokens.texts):
                 continue
             if offset == 0:
                 peak = len(labels)

@@ -23,7 +23,7 @@ _LABEL, _BEFORE, _AFTER = 34, 46, 40  # characters: of the neuron's facts, and o
 _STRONGEST = 0.75  # of the colours' range: beyond it black letters cannot be read
 
 
-def contexts_figure(features: Features, run_name: str, neurons: int = 8, contexts: int = 3) -> Figure:
+def contexts_figure(features: Features, run_name: str, neurons: int = 5, contexts: int = 3) -> Figure:
     """The top activating contexts of the most selective neurons: a line for each, aligned at the peak, every token
     shaded by the neuron's activation there over its largest. Raises OptionError where the result has no profiles.
     """
@@ -68,8 +68,8 @@ def histograms_figure(features: Features, run_name: str, neurons: int = 6) -> Fi
     for axes, (layer, profile) in zip(grid.flat, chosen, strict=False):
         axes.stairs(profile.histogram, profile.edges, fill=True, color=CATEGORIES[0])
         axes.axvline(layer.threshold, color=CATEGORIES[4], linewidth=1, linestyle="--")
-        axes.set_yscale("log")
         axes.set_ylim(0.7, max(2, 1.5 * int(profile.histogram.max(initial=1))))
+        axes.set_yscale("log")
         axes.set_title(" · ".join(_facts(layer, profile.neuron)[:2]), fontsize=8, parse_math=False)
         axes.tick_params(labelsize=7)
         axes.set_xlabel(f"activation (dashed: the threshold, {layer.threshold:g})", fontsize=8)
@@ -77,9 +77,10 @@ def histograms_figure(features: Features, run_name: str, neurons: int = 6) -> Fi
     return figure
 
 
-def selectivity_figure(features: Features, run_name: str, named: int = 3) -> Figure:
-    """Each neuron by its density and its excess kurtosis, a panel for each layer; the numbers of the `named` most
-    selective ones stand beside them. Neurons of equal values have no kurtosis: they are counted, and not drawn.
+def selectivity_figure(features: Features, run_name: str) -> Figure:
+    """Each neuron by its density and its excess kurtosis, a panel for each layer; the number of the most selective one
+    stands beside it, of a single layer those of three. Neurons of equal values have no kurtosis: they are counted, and
+    not drawn.
     """
     layers = features.layers
     if not layers:
@@ -99,7 +100,7 @@ def selectivity_figure(features: Features, run_name: str, named: int = 3) -> Fig
         axes.scatter(
             100 * layer.density[drawn], layer.kurtosis[drawn], s=6, color=CATEGORIES[0], alpha=0.6, linewidths=0
         )
-        for neuron in layer.most_selective(named):
+        for neuron in layer.most_selective(3 if len(layers) == 1 else 1):
             place = 100 * layer.density[neuron], layer.kurtosis[neuron]
             axes.scatter(*place, s=10, color=CATEGORIES[4], linewidths=0)
             axes.annotate(str(neuron), place, (3, 0), textcoords="offset points", fontsize=7, va="center")
@@ -107,6 +108,8 @@ def selectivity_figure(features: Features, run_name: str, named: int = 3) -> Fig
         axes.set_title(", ".join(told), fontsize=8, parse_math=False)
         axes.tick_params(labelsize=7)
     grid[0, 0].set_yscale("symlog", linthresh=2, linscale=0.5)
+    highest = max((float(layer.kurtosis[~np.isnan(layer.kurtosis)].max(initial=0)) for layer in layers), default=0.0)
+    grid[0, 0].set_ylim(-2.5, 2 * highest + 2)  # no distribution has less than -2
     grid[0, 0].set_xlim(-3, 103)
     figure.supxlabel(f"density: share of positions with an activation above {layers[0].threshold:g} (%)", fontsize=9)
     figure.supylabel("excess kurtosis (0: normal distribution)", fontsize=9)
