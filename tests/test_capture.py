@@ -35,6 +35,7 @@ def test_files_of_a_run(llama: nn.Module, tokens: dict[str, torch.Tensor], tmp_p
         "activations-bfloat16-00000.safetensors",
         "activations.safetensors.index.json",
         "capture.json",
+        "prompts.jsonl",
     }
     index = json.loads((tmp_path / "run/activations.safetensors.index.json").read_bytes())
     assert set(index["weight_map"]) == {"model.layers.0_residual/000000", "model.layers.1_residual/000000"}
