@@ -171,10 +171,14 @@ def test_padding_of_a_real_model(name: str) -> None:
     model = architectures.build(name)
     ids = torch.tensor([[0, 0, 5, 6, 7], [3, 4, 5, 6, 7]])
     mask = (ids > 0).long()
-    layers = {"opt": "model.decoder.layers.1", "gpt2": "transformer.h.1"}.get(name, "model.layers.1")
-    with nsf.capture(model, [f"{layers}:neuron"]) as cap:
+    layer, embedding = {
+        "opt": ("model.decoder.layers.1", "model.decoder.embed_tokens"),
+        "gpt2": ("transformer.h.1", "transformer.wte"),
+    }.get(name, ("model.layers.1", "model.embed_tokens"))
+    ids_in = {"layer_name": embedding, "component": "embedding", "capture_input": True, "capture_output": False}
+    with nsf.capture(model, [{**ids_in, "hook_id": "ids"}, f"{layer}:neuron"]) as cap:
         model(ids, attention_mask=mask)
-    values = cap.result[cap.result.hooks[0]][0].reshape(2, 5, -1).numpy()
+    values = cap.result[cap.result.hooks[1]][0].reshape(2, 5, -1).numpy()
     found = detect_features(cap.result)
     check(found.layers[0], [[values[0, 2:], values[1]]], top=10, threshold=0.0, skip=1)
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from ..reader import Run
 from .position_blocks import Block, Place, PositionBlocks, position_of, sequence_of
+from .run_index import index_of
 from .sequences import Tokens
 from .sequences import tokens as tokens_of
 from .top_activations import EMPTY
@@ -68,7 +69,7 @@ class _Texts:
 
     def __init__(self, run: Run):
         self._run = run
-        self._told = {entry.prompt for entry in run.prompts if entry.texts}
+        self._told = index_of(run).texts
         self._taken = any(
             record.component == "embedding" for hook_id in run for record in run[hook_id].inputs.records[:1]
         )
@@ -76,7 +77,7 @@ class _Texts:
 
     def of(self, place: Place) -> Tokens:
         """Those of a sequence; without any where the run does not say."""
-        if place.restarted or not (self._taken or place.prompt in self._told):
+        if place.restarted or not (self._taken or self._told.get(place.prompt)):
             return Tokens([], [], 0)
         key = place.prompt, place.row
         if key not in self._kept:

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ..activations import SEQUENCE_AXIS, Activations
+from ..activations import Activations
 from ..errors import RunError
 from ..reader import Run
 from ..records import Record
+from .run_index import index_of, row_length
 from .sequences import rows as batch_rows
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ class PositionBlocks:
             raise RunError(f"{hook_id} holds complex numbers, which activate nothing")
         self._inner = 2 if self._first.component == "head_output" else 1
         self.width = _width(self._first, self._inner)
-        self._padding = _padding(run)
+        self._paddings: dict[tuple[int, int], Array] = {}
         self._sequences: list[tuple[int, int, bool]] = []
 
     def place(self, key: int) -> Place:
@@ -184,10 +185,17 @@ class PositionBlocks:
         if self._sequences[batch.first_sequence][2]:
             padding = _padding_of(record, row) if record.positions is None else np.arange(0)
         else:
-            padding = self._padding.get((record.prompt, row), np.arange(0))
+            padding = self._padding(record.prompt, row)
         if len(padding) == 0:
             return positions
         return np.where(positions < 0, -1, positions - np.searchsorted(padding, positions))
+
+    def _padding(self, prompt: int, row: int) -> Array:
+        """The positions of a row that are padding, by the first pass of whichever hook holds all of it."""
+        if (prompt, row) not in self._paddings:
+            whole = index_of(self._run).real_tokens.get(prompt)
+            self._paddings[prompt, row] = np.arange(0) if whole is None else _padding_of(whole, row)
+        return self._paddings[prompt, row]
 
 
 def _width(record: Record, inner: int) -> int:
@@ -226,22 +234,5 @@ def _padding_of(record: Record, row: int) -> Array:
     """Which positions of a row of a whole pass are padding, ascending."""
     if record.real_tokens is None or row >= len(record.real_tokens):
         return np.arange(0)
-    rank = len(record.shape)
-    axis = rank - SEQUENCE_AXIS.get(record.reduction or record.component, 2)
-    length = record.shape[axis] if axis >= 1 else record.shape[0] // len(record.real_tokens)
+    length = row_length(record)
     return np.setdiff1d(np.arange(length), _real(record, row, length))
-
-
-def _padding(run: Run) -> dict[tuple[int, int], Array]:
-    """For each prompt and row that has any: its positions that are padding, by the first pass of whichever hook holds
-    all of it.
-    """
-    found: dict[tuple[int, int], Array] = {}
-    known: set[int] = set()
-    for record in run.records:
-        whole = record.step == 0 and record.real_tokens is not None and record.positions is None
-        if whole and record.prompt not in known:
-            known.add(record.prompt)
-            for row in range(len(record.real_tokens or ())):
-                found[record.prompt, row] = _padding_of(record, row)
-    return found
