@@ -35,10 +35,10 @@ def _selective(layers: list[LayerFeatures]) -> Table:
     found.sort(key=lambda pair: _descending(pair[0].kurtosis[pair[1].neuron]))
     unit = layers[0].unit
     rows = [_line(layer, profile) for layer, profile in found[:_LINES]]
-    columns = ["layer", unit, "active at", "kurtosis", "largest", "most active at «…»", "likes the tokens"]
+    columns = ["layer", unit, "active at", "kurtosis", "largest", "most active at «…»", "tokens of the highest mean"]
     note = (
         f"Active at: the share of positions with a value above {layers[0].threshold:g}. Kurtosis: excess; the higher, "
-        "the more a few positions stand out. Tokens: by the mean over all occurrences, of those read at least twice."
+        "the more a few positions stand out. Tokens: mean, and how often they are read; at least twice."
     )
     return Table(f"What the most selective {unit}s respond to", columns, rows, note)
 
@@ -52,7 +52,7 @@ def _line(layer: LayerFeatures, profile: Profile) -> list[Cell]:
         _number(layer.kurtosis[number]),
         _number(layer.maximum[number]),
         context_text(profile.contexts[0]) if profile.contexts else None,
-        ", ".join(f"{shown_text(each.text)} ({each.mean:.2g}, {each.count}×)" for each in profile.tokens[:3]) or None,
+        ", ".join(f"{shown_text(each.text)} ({each.mean:.3g}, {each.count}×)" for each in profile.tokens[:3]) or None,
     ]
 
 

@@ -64,8 +64,8 @@ def detect_features(
             and above 0 a feature of an autoencoder is on. A gated neuron (SwiGLU) may be as strongly negative as
             positive: of these density and top activations show the positive half, the moments both.
         skip_first: positions left out at the start of each sequence. 1 by default: at the first token many models hold
-            activations a thousand times larger than elsewhere (Sun et al. 2024, Massive Activations in Large Language
-            Models, arXiv 2402.17762).
+            activations that are orders of magnitude larger than elsewhere (Sun et al. 2024, Massive Activations in
+            Large Language Models, arXiv 2402.17762).
         profiles: how many of the most selective neurons of each hook are looked at closely; `neurons`: these instead,
             numbered from 0.
         before, after: tokens shown around a top activation.
