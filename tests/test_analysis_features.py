@@ -246,6 +246,13 @@ def test_sequences_that_start_over_within_a_prompt_are_told_apart() -> None:
     assert found.mean == pytest.approx(np.concatenate([rows[0][1:] for rows in prompts]).mean(axis=0))
 
 
+def test_rows_at_different_positions_are_no_new_sequence() -> None:
+    steps = [record_of(torch.ones(2, 1, 1), positions=[[3 + at], [5 + at]], step=at) for at in range(3)]
+    found = detect_features(run_of(steps), top=6).layers[0]
+    assert found.top_positions[0].tolist() == [3, 4, 5, 5, 6, 7]
+    assert found.top_rows[0].tolist() == [0, 0, 0, 1, 1, 1]
+
+
 def test_chosen_positions() -> None:
     """The last position of a prefill padded on the left is counted from the first real token."""
     whole = record_of(torch.zeros(2, 4, 3), hook_id="all", component="residual", real_tokens=[[2, 4], [0, 4]])
@@ -303,5 +310,12 @@ def test_refusals() -> None:
         detect_features(
             run_of([record_of(torch.zeros(1, 2, 3)), record_of(torch.zeros(1, 1, 4), step=1, positions=[2])])
         )
+    for facts in (
+        {"component": "attention_pattern", "reduction": "entropy"},
+        {"component": "expert"},
+        {"component": "query"},
+    ):
+        with pytest.raises(RunError, match="which has no neurons: choose a hook of neuron or mlp"):
+            detect_features(run_of([record_of(torch.zeros(1, 2, 3), **facts)]), ["h"])
     with pytest.raises(RunError, match="have no neurons"):
         detect_features(run_of([record_of(torch.zeros(1, 2, 3, 4), component="head_output")]), ["h"])

@@ -208,6 +208,9 @@ def test_outputs_of_heads(tmp_path: Path) -> None:
     run = run_of([record_of(heads, component="head_output")])
     found = detect_features(run, autoencoder=autoencoder).layers[0]
     check(found, [[autoencoder.encode(heads[0, :, :, 0]).numpy()]], top=10, threshold=0.0, skip=1)
+    turned = run_of([record_of(heads, component="head_output", heads=[1, 0, 2, 3, 4])])
+    with pytest.raises(RunError, match=r"holds the heads \[1, 0, 2, 3, 4\]: an autoencoder needs all"):
+        detect_features(turned, autoencoder=autoencoder)
 
 
 def test_which_hook(tmp_path: Path) -> None:

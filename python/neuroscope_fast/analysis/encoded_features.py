@@ -11,6 +11,7 @@ import numpy as np
 
 from ..errors import OptionError, RunError
 from ..reader import Run
+from ..records import Record
 from .feature_results import Reconstruction
 from .moments import Moments
 from .position_blocks import Block, PositionBlocks
@@ -48,15 +49,20 @@ def hook_of(run: Run, autoencoder: SparseAutoencoder) -> str:
     raise OptionError(f"{autoencoder.name} {trained}: choose the hook to encode, one of {', '.join(run.hooks[:8])}")
 
 
-def need_fit(source: PositionBlocks, component: str, autoencoder: SparseAutoencoder) -> None:
+def need_fit(source: PositionBlocks, record: Record, autoencoder: SparseAutoencoder) -> None:
+    """RunError where a hook, of which `record` is one, does not hold what the autoencoder encodes."""
     if source.width != autoencoder.d_in:
         raise RunError(
             f"{autoencoder.name} encodes {autoencoder.d_in} numbers a position, {source.hook_id} holds {source.width}"
         )
-    if (component == "head_output") != (autoencoder.configuration.reshape_activations == "hook_z"):
+    if (record.component == "head_output") != (autoencoder.configuration.reshape_activations == "hook_z"):
         raise RunError(
             f"{autoencoder.name} has reshape_activations {autoencoder.configuration.reshape_activations!r}, which "
-            f"does not fit the {component} of {source.hook_id}: hook_z is for head_output, none for everything else"
+            f"does not fit the {record.component} of {source.hook_id}: hook_z is for head_output, none for all else"
+        )
+    if record.heads is not None and list(record.heads) != list(range(record.shape[-2])):
+        raise RunError(
+            f"{source.hook_id} holds the heads {list(record.heads)}: an autoencoder needs all, in their order"
         )
 
 

@@ -117,7 +117,7 @@ def _look_at(run: Run, hook_id: str, autoencoder: SparseAutoencoder | None, opti
     source = PositionBlocks(run, hook_id, options.skip_first)
     record = run[hook_id].outputs.records[0]
     if autoencoder is not None:
-        need_fit(source, record.component, autoencoder)
+        need_fit(source, record, autoencoder)
     elif record.component == "head_output":
         raise RunError(f"{hook_id} holds the outputs of heads, which have no neurons: choose a hook of neuron or mlp")
     width = source.width if autoencoder is None else autoencoder.d_sae

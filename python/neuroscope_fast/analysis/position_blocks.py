@@ -26,6 +26,7 @@ Array = np.ndarray[Any, Any]
 _BLOCK = 1 << 20  # values
 _MOST_ROWS = 4096
 _POSITION_BITS = 32
+_WITH_POSITIONS = ("neuron", "mlp", "moe", "residual", "attention", "layernorm", "embedding", "logits", "head_output")
 
 
 class Block(NamedTuple):
@@ -64,7 +65,7 @@ class _Batch:
     def __init__(self, rows: int, first_sequence: int):
         self.rows = rows
         self.first_sequence = first_sequence
-        self.last = -1  # the last position read, padding counted
+        self.last = np.full(rows, -1)  # of each row the last position read, padding counted
 
 
 class PositionBlocks:
@@ -72,7 +73,7 @@ class PositionBlocks:
 
     The first `skip_first` positions of each sequence are left out, and padding. The axes behind rows and positions
     (one; two of `head_output`) become one. A module that is called several times in a pass gives the rows of each call.
-    Raises RunError where a record has no such axes, or another width than the first.
+    Raises RunError for components whose records are of other axes, and where one has another width than the first.
     """
 
     def __init__(self, run: Run, hook_id: str, skip_first: int = 0):
@@ -84,6 +85,9 @@ class PositionBlocks:
         if not records:
             raise RunError(f"{hook_id} holds no outputs")
         self._first = records[0]
+        if self._first.component not in _WITH_POSITIONS or self._first.reduction is not None:
+            kind = self._first.reduction or self._first.component
+            raise RunError(f"{hook_id} holds {kind}, which has no neurons: choose a hook of neuron or mlp")
         if self._first.dtype == "complex64":
             raise RunError(f"{hook_id} holds complex numbers, which activate nothing")
         self._inner = 2 if self._first.component == "head_output" else 1
@@ -163,11 +167,11 @@ class PositionBlocks:
             positions = np.broadcast_to(positions, (rows, positions.shape[-1]))
         if positions.shape != (rows, length):
             raise RunError(f"{self.hook_id}, step {record.step}: it is not known which positions its tensor is of")
-        first, last = (int(positions.min()), int(positions.max())) if positions.size else (-1, -1)
-        if before is None or before.rows != rows or 0 <= first <= before.last:
+        first, last = positions.min(axis=1, initial=np.iinfo(np.int64).max), positions.max(axis=1, initial=-1)
+        if before is None or before.rows != rows or bool(((first >= 0) & (first <= before.last)).any()):
             batches[key] = _Batch(rows, len(self._sequences))
             self._sequences += [(record.prompt, row, before is not None) for row in range(rows)]
-        batches[key].last = max(batches[key].last, last)
+        np.maximum(batches[key].last, last, out=batches[key].last)
         return batches[key], positions
 
     def _rows(self, record: Record, before: _Batch | None) -> int:
