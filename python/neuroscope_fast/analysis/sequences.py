@@ -16,7 +16,7 @@ from ..activations import SEQUENCE_AXIS
 from ..errors import RunError
 from ..reader import Run
 from ..records import Record
-from .run_index import index_of
+from .run_index import index_of, row_length
 
 Array = np.ndarray[Any, Any]
 
@@ -300,7 +300,7 @@ def _padding(run: Run, prompt: int, row: int) -> Array:
     record = index_of(run).real_tokens.get(prompt)
     if record is None or record.real_tokens is None or row >= len(record.real_tokens):
         return np.arange(0)
-    length = record.shape[_axis(record)]
+    length = row_length(record)
     return np.setdiff1d(np.arange(length), _real(record, row, length))
 
 
