@@ -14,6 +14,7 @@ from . import sequences
 
 Array = np.ndarray[Any, Any]
 Alignment = Literal["start", "end", "last"]
+_Kind = tuple[str, str | None]  # component and reduction
 
 VECTORS = ("embedding", "residual", "attention", "head_output", "mlp", "moe", "neuron", "layernorm")
 """Components that are a vector at each position (of `head_output` one for each head)."""
@@ -48,10 +49,8 @@ class SequenceOf(NamedTuple):
     run: Run
     prompt: int
     row: int
-
-    def prompt_tokens(self) -> int:
-        """Positions of the prompt, without what was generated."""
-        return sequences.tokens(self.run, self.prompt, self.row).prompt_tokens
+    length: int
+    """Positions of the prompt, without what was generated."""
 
     def __str__(self) -> str:
         return f"prompt {self.prompt}" + (f", row {self.row}" if self.row else "")
@@ -103,7 +102,7 @@ def make_groups(
             f"{len(first)} sequences against {len(second)} cannot be paired: give as many of each, or compare them as "
             "independent groups"
         )
-    lengths = [(a.prompt_tokens(), b.prompt_tokens()) for a, b in zip(first, second, strict=False)]
+    lengths = [(a.length, b.length) for a, b in zip(first, second, strict=False)]
     if not paired or any(a != b for a, b in lengths):
         return Groups(first, second, paired, "last", [-1])
     shortest = min(length for length, _ in lengths)
@@ -118,7 +117,10 @@ def _sequences(run: Run, prompts: Sequence[int] | None) -> Iterator[SequenceOf]:
         if prompt not in there:
             raise OptionError(f"the run has no prompt {prompt}; it has {', '.join(map(str, there)) or 'none'}")
         for row in range(sequences.rows(run, prompt)):
-            yield SequenceOf(run, prompt, row)
+            length = sequences.tokens(run, prompt, row).prompt_tokens
+            if length < 1:
+                raise RunError(f"prompt {prompt}, row {row} of the run has no token")
+            yield SequenceOf(run, prompt, row, length)
 
 
 def places(run: Run, other: Run) -> list[Place]:
@@ -131,7 +133,7 @@ def places(run: Run, other: Run) -> list[Place]:
         here, there = (_by_layer(each, component, reduction) for each in (run, other))
         for layer_name, captured in here.items():
             if layer_name in there:
-                found += _place(captured, there[layer_name], component, reduction, run, other)
+                found += _place((run, other), (captured, there[layer_name]), (component, reduction))
     if not found:
         layers = sequences.layers_pattern(run)
         raise sequences.missing(
@@ -145,7 +147,7 @@ def compared(places_found: Sequence[Place]) -> set[str]:
     return {place.hooks[0] for place in places_found}
 
 
-def _kinds() -> Iterator[tuple[str, str | None]]:
+def _kinds() -> Iterator[_Kind]:
     for component in (*VECTORS, "attention_pattern"):
         yield component, None
     yield "head_output", "head_norm"
@@ -160,18 +162,13 @@ def _by_layer(run: Run, component: str, reduction: str | None) -> dict[str, sequ
     return found
 
 
-def _place(
-    here: sequences.Captured,
-    there: sequences.Captured,
-    component: str,
-    reduction: str | None,
-    run: Run,
-    other: Run,
-) -> list[Place]:
+def _place(runs: tuple[Run, Run], captured: tuple[sequences.Captured, sequences.Captured], kind: _Kind) -> list[Place]:
+    component, reduction = kind
+    here, there = captured
     if component not in ("head_output", "attention_pattern"):
         one = Component(component, here.layer_name, here.layer, None, reduction)
         return [Place([one], (here.hook_id, there.hook_id), (None, None))]
-    held = [_heads(each, captured, component, reduction) for each, captured in ((run, here), (other, there))]
+    held = [_heads(run, hook, component, reduction) for run, hook in zip(runs, captured, strict=True)]
     heads = [head for head in held[0] if head in held[1]]
     if not heads:
         return []
@@ -209,7 +206,7 @@ def read(sequence: SequenceOf, place: Place, side: Literal[0, 1]) -> Values:
     Raises RunError for NaN and infinities, which no comparison can rank.
     """
     hook_id, heads = place.hooks[side], place.heads[side]
-    count = sequence.prompt_tokens()
+    count = sequence.length
     kind = place.components[0]
     if kind.component == "attention_pattern" and kind.reduction is None:
         pattern = sequences.pattern(sequence.run, hook_id, sequence.prompt, sequence.row)

@@ -24,10 +24,10 @@ from ..attention_interface import AttentionGiven, Listener, Listening
 from ..attention_modules import head_count
 from ..attention_taps import head_output
 from ..errors import OptionError
-from .sequences import layer_number
 from ..model_components import Place
 from ..model_map import components, resolve_hooks
 from ..spec import HookSpec
+from .sequences import layer_number
 
 PATCHABLE = ("embedding", "residual", "attention", "head_output", "mlp", "moe", "neuron", "layernorm")
 """Components that can be patched: those that something is computed from, [batch, positions, …]."""

@@ -18,17 +18,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..capture import capture
-from ..errors import OptionError, RunError
+from ..errors import OptionError
 from ..reader import Run
-from ..spec import HookSpec
-from . import sequences
 from .interventions import Patch, Site, patched
-from .tables import Table
+from .logit_metric import logit_difference
+from .patch_values import Ids, PatchValues, capture_sites
+from .sequences import prompt_numbers
+from .tables import Cell, Table
 
 Array = np.ndarray[Any, Any]
 Direction = Literal["denoising", "noising"]
-Ids = Sequence[Sequence[int]]
 Progress = Callable[[int, int], None]
 
 
@@ -60,7 +59,7 @@ class Patching(msgspec.Struct, frozen=True):
         effect = self.normalised if self.direction == "denoising" else 1 - self.normalised
         best = np.argsort(-effect.max(1), kind="stable")[:12]
         share = "restored" if self.direction == "denoising" else "destroyed"
-        rows: list[list[str | int | float | None]] = []
+        rows: list[list[Cell]] = []
         for site in best:
             column = int(effect[site].argmax())
             rows.append(
@@ -93,7 +92,7 @@ class Ablation(msgspec.Struct, frozen=True):
     def tables(self) -> list[Table]:
         """Sites by what their loss costs."""
         order = np.argsort(self.values, kind="stable")
-        rows: list[list[str | int | float | None]] = [["none", round(self.baseline, 4), 0.0]]
+        rows: list[list[Cell]] = [["none", round(self.baseline, 4), 0.0]]
         rows += [
             [self.sites[i].name, round(float(self.values[i]), 4), round(float(self.values[i] - self.baseline), 4)]
             for i in order[:12]
@@ -102,55 +101,14 @@ class Ablation(msgspec.Struct, frozen=True):
         return [Table(f"{self.kind.capitalize()} ablation", ["without", self.metric, "change"], rows)]
 
 
-def prompt_ids(run: Run, prompts: Sequence[int] | None = None) -> list[list[int]]:
-    """The token ids of the prompts of a run, without what was generated; None: of all. Raises RunError where the run
-    holds no tokens.
-    """
-    chosen = sequences.prompt_numbers(run) if prompts is None else prompts
-    found = []
-    for prompt in chosen:
-        tokens = sequences.tokens(run, prompt)
-        if not tokens.ids:
-            raise RunError(
-                "the run holds no tokens, so its prompts cannot be run again: give their token ids, or make the run "
-                "with nsf.generate"
-            )
-        found.append(tokens.ids[: tokens.prompt_tokens])
-    return found
-
-
-def last_logits(model: nn.Module, ids: Sequence[int]) -> torch.Tensor:
-    """Logits behind the last token, float32 or float64 [vocabulary], on the CPU."""
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    with torch.no_grad():
-        output = model(input_ids=torch.tensor([list(ids)], device=device), use_cache=False)
-    logits = getattr(output, "logits", None)
-    if not isinstance(logits, torch.Tensor):
-        raise OptionError(f"{type(model).__name__} gives no logits: patching needs a causal language model")
-    last = logits[0, -1].cpu()
-    return last if last.dtype == torch.float64 else last.float()
-
-
-def logit_difference(model: nn.Module, ids: Sequence[int], right: int, wrong: int) -> float:
-    """Logit of the token `right` less that of `wrong` behind the last token. Raises OptionError where it is NaN."""
-    logits = last_logits(model, ids)
-    for token in (right, wrong):
-        if not 0 <= token < len(logits):
-            raise OptionError(f"there is no token {token}; the model has {len(logits)}")
-    difference = float(logits[right] - logits[wrong])
-    if not np.isfinite(difference):
-        raise OptionError(f"the model's logits of tokens {right} and {wrong} differ by {difference}: nothing to measure")
-    return difference
-
-
 def activation_patching(
     model: nn.Module,
     clean: Ids,
     corrupted: Ids,
     right: Sequence[int],
     wrong: Sequence[int],
-    sites: Sequence[Site],
     *,
+    sites: Sequence[Site],
     positions: Literal["all", "each"] | Sequence[int] = "all",
     direction: Direction = "denoising",
     source: Run | None = None,
@@ -174,15 +132,15 @@ def activation_patching(
     Raises OptionError where the pairs do not fit, or where clean and corrupted have the same logit difference; RunError
     where `source` was made of other tokens, or lacks a site.
     """
-    _check(model, clean, corrupted, right, wrong, sites)
+    _check(model, sites)
+    _check_pairs(clean, corrupted, right, wrong)
     if direction not in ("denoising", "noising"):
         raise OptionError(f"direction is {direction!r}; it is denoising or noising")
     columns = _columns(clean, corrupted, positions)
-    before = [
-        [logit_difference(model, ids, *answers) for ids, answers in zip(side, zip(right, wrong, strict=True), strict=True)]
+    clean_mean, corrupted_mean = (
+        float(np.mean([logit_difference(model, *each) for each in zip(side, right, wrong, strict=True)]))
         for side in (clean, corrupted)
-    ]
-    clean_mean, corrupted_mean = (float(np.mean(each)) for each in before)
+    )
     span = clean_mean - corrupted_mean
     if abs(span) < 1e-6:
         raise OptionError(
@@ -190,9 +148,9 @@ def activation_patching(
             "restore; choose other answers or prompts"
         )
     given, base = (clean, corrupted) if direction == "denoising" else (corrupted, clean)
-    run = _captured(model, given, sites) if source is None else source
-    numbers = range(len(given)) if source is None else (source_prompts or sequences.prompt_numbers(source))
-    values = _SourceValues(run, list(numbers), given)
+    run = capture_sites(model, given, sites) if source is None else source
+    numbers = range(len(given)) if source is None else (source_prompts or prompt_numbers(source))
+    values = PatchValues(run, list(numbers), given)
     by_pair = np.empty((len(sites), len(columns), len(base)))
     for row, site in enumerate(sites):
         for pair, ids in enumerate(base):
@@ -242,13 +200,11 @@ def ablate(
         kind: in the place of the component stand zeros, or its mean over all positions of the prompts `reference`
             (token ids), which takes away what it says of the prompt and leaves what it always adds (Wang et al. 2022).
     """
-    if not sites:
-        raise OptionError("there is no site to ablate")
-    _refuse_training(model)
+    _check(model, sites)
     if kind == "zero":
         patches = [Patch(site.layer_name, site.component, 0.0, site.head) for site in sites]
     elif kind == "mean" and reference:
-        values = _SourceValues(_captured(model, reference, sites), list(range(len(reference))), reference)
+        values = PatchValues(capture_sites(model, reference, sites), list(range(len(reference))), reference)
         patches = []
         for site in sites:
             joined = torch.cat([values.of(site, number) for number in range(len(reference))])
@@ -265,71 +221,6 @@ def ablate(
     with patched(model, patches):
         together = float(metric(model))
     return Ablation(kind, metric_name, list(sites), baseline, found, together)
-
-
-class _SourceValues:
-    """The activations to patch in, read from a run."""
-
-    def __init__(self, run: Run, prompts: list[int], ids: Ids) -> None:
-        if len(prompts) != len(ids):
-            raise OptionError(f"the run to patch from has {len(prompts)} prompts for {len(ids)} pairs")
-        self._run = run
-        self._prompts = prompts
-        self._ids = ids
-        self._cast: set[str] = set()
-        self._places: dict[str, dict[str, sequences.Captured]] = {}
-        self._held: tuple[str, dict[int, torch.Tensor]] = ("", {})
-        """What has been read of the hook that was read last: its heads come one after the other."""
-        for number, wanted in zip(prompts, ids, strict=True):
-            held = sequences.tokens(run, number)
-            if held.ids and held.ids[: held.prompt_tokens] != list(wanted):
-                raise RunError(f"prompt {number} of the run to patch from has other tokens than the prompt of its pair")
-
-    def of(self, site: Site, pair: int) -> torch.Tensor:
-        """[positions, size], or [positions, heads, size] of all heads."""
-        if site.component not in self._places:
-            of_component = sequences.find(self._run, site.component)
-            self._places[site.component] = {each.layer_name: each for each in of_component}
-        found = self._places[site.component].get(site.layer_name)
-        heads = None if found is None else found.heads
-        if found is None or (heads is not None and site.head not in heads):
-            raise sequences.missing(f"patching of {site.name}", [f"{site.layer_name}:{site.component}"])
-        if self._held[0] != found.hook_id:
-            self._held = (found.hook_id, {})
-        if pair not in self._held[1]:
-            self._held[1][pair] = self._read(found.hook_id, pair)
-        values = self._held[1][pair]
-        if site.head is None:
-            return values
-        return values[:, site.head if heads is None else heads.index(site.head)]
-
-    def _read(self, hook_id: str, pair: int) -> torch.Tensor:
-        joined = sequences.join(self._run, hook_id, self._prompts[pair])
-        count = len(self._ids[pair])
-        if not np.array_equal(joined.positions[:count], np.arange(count)):
-            raise RunError(f"{hook_id} of the run to patch from lacks positions of prompt {self._prompts[pair]}")
-        record = self._run[hook_id].records[0]
-        if record.source_dtype not in (None, record.dtype):
-            self._cast.add(f"{record.source_dtype} stored as {record.dtype}")
-        values = torch.from_numpy(joined.values[:count])
-        if not bool(torch.isfinite(values).all()):
-            raise RunError(f"{hook_id} holds NaN or infinite values at prompt {self._prompts[pair]}")
-        return values
-
-    def note(self) -> str:
-        return f"the activations patched in were rounded: {', '.join(sorted(self._cast))}" if self._cast else ""
-
-
-def _captured(model: nn.Module, prompts: Ids, sites: Sequence[Site]) -> Run:
-    """The activations of the sites on these prompts, in memory."""
-    places = dict.fromkeys((site.layer_name, site.component) for site in sites)
-    hooks = [HookSpec(layer_name=layer_name, component=component) for layer_name, component in places]
-    with capture(model, hooks) as cap:
-        for number, ids in enumerate(prompts):
-            if number:
-                cap.next_prompt()
-            last_logits(model, ids)
-    return cap.result
 
 
 def _columns(clean: Ids, corrupted: Ids, positions: str | Sequence[int]) -> list[int | None]:
@@ -369,9 +260,7 @@ def _chosen(position: int | None) -> list[int] | None:
     return None if position is None else [position]
 
 
-def _check(
-    model: nn.Module, clean: Ids, corrupted: Ids, right: Sequence[int], wrong: Sequence[int], sites: Sequence[Site]
-) -> None:
+def _check_pairs(clean: Ids, corrupted: Ids, right: Sequence[int], wrong: Sequence[int]) -> None:
     counts = [len(clean), len(corrupted), len(right), len(wrong)]
     if len(set(counts)) > 1 or not counts[0]:
         raise OptionError(
@@ -380,11 +269,10 @@ def _check(
         )
     if not all(len(ids) for ids in [*clean, *corrupted]):
         raise OptionError("a prompt has no tokens")
+
+
+def _check(model: nn.Module, sites: Sequence[Site]) -> None:
     if not sites:
         raise OptionError("there is no site to patch")
-    _refuse_training(model)
-
-
-def _refuse_training(model: nn.Module) -> None:
     if model.training:
         raise OptionError("the model is in training mode, where dropout changes its results: call model.eval() first")
