@@ -72,11 +72,20 @@ class CircuitGraph(msgspec.Struct, frozen=True):
         direct = sorted((each for each in self.nodes if each.kind != "output"), key=lambda each: -abs(each.to_output))
         rows: list[list[Cell]] = [[n.id, n.to_output, "yes" if n.significant else "no"] for n in direct[:10]]
         strongest = sorted((each for each in self.links if each.target != "output"), key=lambda each: -abs(each.share))
-        links: list[list[Cell]] = [[each.source, each.target, each.share, each.cosine] for each in strongest[:12]]
+        heads = {node.id: f"heads of layer {node.layer}" for node in self.nodes if node.kind == "head"}
+        links: dict[tuple[str, str], list[Cell]] = {}  # the heads of a layer meet the same
+        for each in strongest:
+            target = heads.get(each.target, each.target)
+            links.setdefault((each.source, target), [each.source, target, each.share, each.cosine])
         columns = ["component", "share of the output's difference", "significant"]
         return [
             Table("What the difference at the end of the model is made of", columns, rows, self.note),
-            Table("What components meet in the stream", ["from", "to", "share", "cosine"], links, "overlap, not cause"),
+            Table(
+                "What components meet in the stream",
+                ["from", "to", "share", "cosine"],
+                list(links.values())[:12],
+                "overlap, not cause",
+            ),
         ]
 
 

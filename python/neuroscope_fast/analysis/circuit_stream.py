@@ -18,6 +18,9 @@ Kind = Literal["input", "head", "attention", "mlp", "output"]
 _ROUNDING = {"float64": 1e-6, "float32": 1e-4, "float16": 4e-3, "bfloat16": 3e-2}
 """By how much of a stream its parts may miss it, by the dtype that was stored."""
 
+_EQUAL = {"float64": 1e-12, "float32": 1e-5, "float16": 1e-3, "bfloat16": 8e-3}
+"""Streams that differ by less of their size are equal but for rounding."""
+
 
 class Projection(NamedTuple):
     """What takes the head outputs of a layer, side by side, to the stream."""
@@ -119,8 +122,7 @@ class Stream:
             if layer.heads is not None:
                 heads = self._head_writes(self._at(sequence, layer.heads, side), layer.number)
             parts = Parts(before, attention, heads, mlp, after)
-            dtype = sequence.run[layer.residual.hooks[side]].records[0].dtype
-            self._check(layer.number, parts, _ROUNDING.get(dtype, 0.1))
+            self._check(layer.number, parts, _ROUNDING.get(self._dtype(layer), 0.1))
             found.append(parts)
         return found
 
@@ -147,6 +149,12 @@ class Stream:
         found: Array = values.values[[where[position] for position in wanted]]
         return found
 
+    def _dtype(self, layer: Layer) -> str:
+        """As the coarser of the two runs holds it."""
+        groups = (self._groups.first, self._groups.second)
+        held = [group[0].run[hook].records[0].dtype for group, hook in zip(groups, layer.residual.hooks, strict=True)]
+        return max(held, key=lambda dtype: _EQUAL.get(dtype, 0.1))
+
     def _check(self, layer: int, parts: Parts, rounding: float) -> None:
         size = np.linalg.norm(parts.after)
         missed = np.linalg.norm(parts.after - parts.before - parts.attention - parts.mlp)
@@ -167,18 +175,24 @@ class Stream:
 
     def _less(self, first: list[Parts], second: list[Parts]) -> list[Parts]:
         found = []
-        for one, two in zip(first, second, strict=True):
+        for layer, one, two in zip(self.layers, first, second, strict=True):
+            limit = _EQUAL.get(self._dtype(layer), 0.1) * max(np.linalg.norm(each.after) for each in (one, two))
             heads = None if one.heads is None or two.heads is None else one.heads - two.heads
             found.append(
                 Parts(
-                    one.before - two.before,
+                    _difference(one.before, two.before, limit),
                     one.attention - two.attention,
                     heads,
                     one.mlp - two.mlp,
-                    one.after - two.after,
+                    _difference(one.after, two.after, limit),
                 )
             )
         return found
+
+
+def _difference(first: Array, second: Array, limit: float) -> Array:
+    difference: Array = first - second
+    return difference if np.linalg.norm(difference) > limit else np.zeros_like(difference)
 
 
 def _mean(parts: tuple[Parts, ...]) -> Parts:

@@ -55,25 +55,23 @@ class Patching(msgspec.Struct, frozen=True):
     note: str = ""
 
     def tables(self) -> list[Table]:
-        """The sites that do most: that restore most, or whose loss costs most."""
+        """For each component the sites that do most: that restore most, or whose loss costs most."""
         effect = self.normalised if self.direction == "denoising" else 1 - self.normalised
-        best = np.argsort(-effect.max(1), kind="stable")[:12]
         share = "restored" if self.direction == "denoising" else "destroyed"
-        rows: list[list[Cell]] = []
-        for site in best:
-            column = int(effect[site].argmax())
-            rows.append(
-                [
-                    self.sites[site].name,
-                    self.labels[column],
-                    round(float(self.raw[site, column]), 3),
-                    round(float(effect[site, column]), 3),
-                ]
-            )
         note = f"logit difference: clean {self.clean:.3f}, corrupted {self.corrupted:.3f}; {share} 1 = all of it"
-        columns = ["component", "position", "logit difference", share]
-        title = f"Activation patching ({self.direction}): the components that matter most"
-        return [Table(title, columns, rows, "; ".join(filter(None, (note, self.note))))]
+        tables = []
+        for component in dict.fromkeys(site.component for site in self.sites):
+            best = [s for s in np.argsort(-effect.max(1), kind="stable") if self.sites[s].component == component]
+            rows: list[list[Cell]] = []
+            for site in best[:8]:
+                column = int(effect[site].argmax())
+                place = self.labels[column], float(self.raw[site, column]), float(effect[site, column])
+                rows.append([self.sites[site].name, *place])
+            title = f"Activation patching ({self.direction}), {component}: what matters most"
+            columns = ["component", "position", "logit difference", share]
+            tables.append(Table(title, columns, rows, "; ".join(filter(None, (note, self.note)))))
+        order = {"head_output": 0, "attention": 1, "mlp": 2}
+        return sorted(tables, key=lambda table: order.get(str(table.rows[0][0]).split()[-1], 3))
 
 
 class Ablation(msgspec.Struct, frozen=True):
@@ -92,12 +90,9 @@ class Ablation(msgspec.Struct, frozen=True):
     def tables(self) -> list[Table]:
         """Sites by what their loss costs."""
         order = np.argsort(self.values, kind="stable")
-        rows: list[list[Cell]] = [["none", round(self.baseline, 4), 0.0]]
-        rows += [
-            [self.sites[i].name, round(float(self.values[i]), 4), round(float(self.values[i] - self.baseline), 4)]
-            for i in order[:12]
-        ]
-        rows.append(["all of them", round(self.together, 4), round(self.together - self.baseline, 4)])
+        rows: list[list[Cell]] = [["none", self.baseline, 0.0]]
+        rows += [[self.sites[i].name, float(self.values[i]), float(self.values[i] - self.baseline)] for i in order[:12]]
+        rows.append(["all of them", self.together, self.together - self.baseline])
         return [Table(f"{self.kind.capitalize()} ablation", ["without", self.metric, "change"], rows)]
 
 
