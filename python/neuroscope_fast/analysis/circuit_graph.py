@@ -98,7 +98,7 @@ def circuit_graph(
     paired: bool = True,
     comparison: Comparison | None = None,
     projections: Mapping[int, Projection] | None = None,
-    nodes: int = 24,
+    nodes: int = 16,
     least_share: float = 0.05,
     positions: Literal["last", "all"] = "last",
     parallel: bool = False,
