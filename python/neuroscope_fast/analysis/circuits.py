@@ -67,9 +67,8 @@ def compare(
         raise OptionError(f"measure is {measure!r}; it is norm or direction")
     if not 0 < alpha < 1:
         raise OptionError(f"alpha is {alpha}; it lies between 0 and 1")
+    everything = places(run, other or run)
     groups = make_groups(run, other, prompts=prompts, other_prompts=other_prompts, paired=paired)
-    other = other or run
-    everything = places(run, other)
     chosen = [place for place in everything if components is None or place.components[0].component in components]
     if not chosen:
         there = sorted({place.components[0].component for place in everything})

@@ -41,11 +41,14 @@ def difference_figure(comparison: Comparison, run_name: str) -> Figure:
     if not panels:
         raise OptionError("no component could be compared position by position: there is no map to draw")
     columns = comparison.difference.shape[1]
-    kinds = sorted(panels, key=lambda kind: -len(panels[kind]))  # panels of one row of the figure are about as high
-    across = min(3, len(kinds))
-    heights = [
-        min(max(1.9, 0.9 + _HEADS_HIGH * len(panels[kinds[first]])), 10) for first in range(0, len(kinds), across)
+    across = min(3, len(panels))
+    by_head = [kind for kind, rows in panels.items() if comparison.components[rows[0]].head is not None]
+    lines = [
+        some[first : first + across]
+        for some in (by_head, [kind for kind in panels if kind not in by_head])
+        for first in range(0, len(some), across)
     ]
+    heights = [min(max(1.9, 0.9 + _HEADS_HIGH * max(len(panels[kind]) for kind in line)), 10) for line in lines]
     wide = across * min(max(1.4 + 0.2 * columns, 2.4), 12)
     title = "Difference of the groups by layer and position"
     drawn = new_figure(max(wide + 0.8, 5.5), sum(heights) + 0.6, title, run_name)
@@ -54,15 +57,16 @@ def difference_figure(comparison: Comparison, run_name: str) -> Figure:
     top = max(float(np.quantile(finite, 0.98)), 1e-9)
     image: Any = None
     counted = {"start": "position (token)", "end": "position from the end", "last": "position"}
-    for number, kind in enumerate(kinds):
+    placed = [(row, column, kind) for row, kinds in enumerate(lines) for column, kind in enumerate(kinds)]
+    for line, column, kind in placed:
         rows = panels[kind]
-        axes = drawn.add_subplot(grids[number // across, number % across])
+        axes = drawn.add_subplot(grids[line, column])
         values = comparison.difference[rows]
         image = axes.imshow(values, aspect="auto", origin="lower", cmap=SEQUENTIAL, vmin=0, vmax=top)
         axes.set_facecolor("0.85")  # what could not be compared
         axes.set_title(kind, fontsize=10)
         names = [_place(comparison, row) for row in rows]
-        _ticks(axes.yaxis, names, most=max(8, int(heights[number // across] / 0.13)))
+        _ticks(axes.yaxis, names, most=max(8, int(heights[line] / 0.13)))
         _ticks(axes.xaxis, [token_label(label) for label in comparison.labels], most=_MOST_COLUMNS)
         axes.tick_params(axis="x", labelrotation=90, labelsize=7)
         axes.tick_params(axis="y", labelsize=6.5)
