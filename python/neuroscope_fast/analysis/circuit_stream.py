@@ -167,7 +167,8 @@ class Stream:
         if parts.heads is None:
             return
         together = parts.heads.sum(0) + self._projections[layer].bias
-        if np.linalg.norm(together - parts.attention) > rounding * max(size, np.linalg.norm(parts.attention)):
+        limit = rounding * max(size, np.linalg.norm(parts.attention))
+        if together.shape != parts.attention.shape or np.linalg.norm(together - parts.attention) > limit:
             raise RunError(
                 f"the heads of layer {layer} do not add up to its attention: its output projection is another, or "
                 "something stands between; make the graph without projections"

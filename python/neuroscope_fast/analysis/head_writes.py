@@ -15,26 +15,34 @@ from .sequences import layer_number
 def output_projections(model: nn.Module) -> dict[int, Projection]:
     """By layer what takes the head outputs to the stream, float32.
 
-    The last linear layer of the attention module that takes as many numbers as the heads give; whether it is the one
-    is checked against the attention's output where it is used. Raises OptionError where a layer has none, or where the
-    model's attention is not split by head.
+    The last linear layer of the attention module that takes as many numbers as the heads give, and gives as many as
+    the stream has; whether it is the one is checked against the attention's output where it is used. Raises OptionError
+    where a layer has none, or where the model's attention is not split by head.
     """
+    config = getattr(model, "config", None)
+    hidden = getattr(config.get_text_config() if hasattr(config, "get_text_config") else config, "hidden_size", None)
     found = {}
     for layer_name, component, path in components(model):
         layer = layer_number(layer_name)
         if component != "head_output" or layer is None or layer in found:
             continue
         module = model.get_submodule(path)
-        size = getattr(module, "head_dim", None) or getattr(module, "attention_head_size", None)
         count = head_count(module, "query")
+        size = getattr(module, "head_dim", None) or getattr(module, "attention_head_size", None)
         linear = [each for each in map(_projection, module.modules()) if each is not None]
-        fitting = [each for each in linear if size and count and len(each.weights) == size * count]
+        fitting = [each for each in linear if _fits(each, count, size, hidden)]
         if not fitting:
             raise OptionError(f"{path!r} has no linear layer that takes its heads: their contributions cannot be told")
         found[layer] = fitting[-1]
     if not found:
         raise OptionError(f"{type(model).__name__} has no 'head_output': its attention is not split by head")
     return found
+
+
+def _fits(projection: Projection, heads: int | None, size: int | None, hidden: int | None) -> bool:
+    taken, given = projection.weights.shape
+    of_heads = heads is not None and (taken == heads * size if size else taken % heads == 0)
+    return of_heads and given == (hidden or given)
 
 
 def _projection(module: nn.Module) -> Projection | None:
