@@ -90,7 +90,7 @@ def token_label(text: str, limit: int = 12) -> str:
 
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Writes a figure as `.png` (150 dots an inch), `.svg`, or `.html`: one page with the SVG in it that fetches nothing.
+    """Writes a figure as `.png` (150 dots an inch), `.svg`, or `.html`: a page with the SVG in it that fetches nothing.
 
     The same figure gives the same bytes each time. Letters are drawn as outlines, so that they look the same on
     a machine without the font. Raises OptionError for another suffix, RunError where the file cannot be written.
