@@ -63,12 +63,14 @@ class Watch:
 
     def _sample(self) -> None:
         begun = time.thread_time()
+        done = False
         while True:
             rise = resident_bytes() - self._base
             self.series.append((time.perf_counter() - self._start, rise / MIB))
             self._own_cpu = time.thread_time() - begun
-            if self._done.wait(self._interval):
+            if done:  # the end has been looked at too, however soon it came
                 return
+            done = self._done.wait(self._interval)
 
     @property
     def peak_mib(self) -> float:

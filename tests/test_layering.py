@@ -32,6 +32,7 @@ LAYERS = [
     },
     {"spec", "records", "summary", "journal", "manifest", "options", "kernels"},
     {
+        "prompt_log",
         "shard_header",
         "shard_file",
         "recovery",
@@ -70,6 +71,9 @@ LAYERS = [
     {"capture"},
     {"demo"},
     {"models", "prompts", "sampling", "generate"},
+    {"analysis"},
+    {"plots"},
+    {"view"},
     {"cli"},
 ]
 

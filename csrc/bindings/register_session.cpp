@@ -2,6 +2,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <map>
 #include <tuple>
 #include <unordered_map>
 
@@ -86,10 +87,11 @@ std::shared_ptr<Session> make_session(const std::vector<std::tuple<std::string, 
                                       std::size_t taps, const std::optional<std::string>& folder,
                                       std::size_t ring_bytes, std::size_t block_bytes,
                                       std::uint64_t shard_bytes, bool sync_at_close, std::uint64_t sync_bytes,
-                                      double sync_seconds, bool detaches, const std::string& overflow,
-                                      bool direct_io, bool e4m3_saturates, bool e5m2_saturates,
-                                      const std::string& tensor_access, std::size_t staging_bytes,
-                                      double staging_share) {
+                                      double sync_seconds, std::uint32_t first_prompt,
+                                      const std::map<std::string, std::uint32_t>& first_shards, bool detaches,
+                                      const std::string& overflow, bool direct_io, bool e4m3_saturates,
+                                      bool e5m2_saturates, const std::string& tensor_access,
+                                      std::size_t staging_bytes, double staging_share) {
     EngineOptions options;
     options.folder = folder.value_or("");
     if (folder && folder->empty()) throw std::invalid_argument("the folder of a capture has no name");
@@ -98,6 +100,8 @@ std::shared_ptr<Session> make_session(const std::vector<std::tuple<std::string, 
     options.shard_bytes = shard_bytes;
     options.direct_io = direct_io;
     options.durability = {sync_at_close, sync_bytes, sync_seconds};
+    for (const auto& [dtype, number] : first_shards)
+        options.first_shards[static_cast<std::size_t>(parse_dtype(dtype))] = number;
     options.overflow =
         choose<Overflow>("overflow", overflow,
                          {{"block", Overflow::block}, {"drop", Overflow::drop}, {"fail", Overflow::fail}});
@@ -109,7 +113,7 @@ std::shared_ptr<Session> make_session(const std::vector<std::tuple<std::string, 
     std::vector<Stream> named;
     for (const auto& [hook_id, is_input, is_indices] : streams)
         named.push_back({hook_id, is_input, is_indices});
-    auto session = std::make_shared<Session>(std::move(options), std::move(named), taps, method,
+    auto session = std::make_shared<Session>(std::move(options), std::move(named), taps, first_prompt, method,
                                              cuda::CudaOptions{staging_bytes, staging_share});
     session->detaches = detaches;
     return session;
@@ -208,8 +212,8 @@ py::dict stats(const Session& session) {
         s = session.engine.stats();
     }
     using namespace py::literals;
-    return py::dict("records"_a = s.records, "acknowledged"_a = s.acknowledged, "bytes_in"_a = s.bytes_in,
-                    "bytes_written"_a = s.bytes_written, "stalls"_a = s.stalls,
+    return py::dict("records"_a = s.records, "taken"_a = s.taken, "acknowledged"_a = s.acknowledged,
+                    "bytes_in"_a = s.bytes_in, "bytes_written"_a = s.bytes_written, "stalls"_a = s.stalls,
                     "stall_seconds"_a = s.stall_seconds, "drops"_a = s.drops,
                     "peak_ring_bytes"_a = s.peak_ring_bytes, "ring_bytes"_a = s.ring_bytes,
                     "pinned_bytes"_a = s.pinned_bytes, "tap_calls"_a = s.tap_calls,
@@ -238,8 +242,10 @@ void register_session(py::module_& module) {
     py::class_<Session, std::shared_ptr<Session>>(module, "Session", "One capture: the engine and its taps.")
         .def(py::init(&make_session), "streams"_a, "taps"_a, py::kw_only(), "folder"_a, "ring_bytes"_a,
              "block_bytes"_a, "shard_bytes"_a, "sync_at_close"_a = false, "sync_bytes"_a = 0,
-             "sync_seconds"_a = 0.0, "detaches"_a = false, "overflow"_a, "direct_io"_a, "e4m3_saturates"_a,
-             "e5m2_saturates"_a, "tensor_access"_a, "staging_bytes"_a, "staging_share"_a)
+             "sync_seconds"_a = 0.0, "first_prompt"_a = 0,
+             "first_shards"_a = std::map<std::string, std::uint32_t>{}, "detaches"_a = false, "overflow"_a,
+             "direct_io"_a, "e4m3_saturates"_a, "e5m2_saturates"_a, "tensor_access"_a, "staging_bytes"_a,
+             "staging_share"_a)
         .def("open_device", &open_device, "device"_a, "casts"_a)
         .def("devices", &devices)
         .def(

@@ -55,13 +55,13 @@ class GraphsInCapture {
 };
 
 struct Session {
-    Session(EngineOptions options, std::vector<Stream> streams, std::size_t taps, TensorAccessMethod method,
-            cuda::CudaOptions cuda_options)
+    Session(EngineOptions options, std::vector<Stream> streams, std::size_t taps, std::uint32_t first_prompt,
+            TensorAccessMethod method, cuda::CudaOptions cuda_options)
         : engine(std::move(options), std::move(streams),
                  [this, cuda_options](BlockRing& ring) {
                      return std::make_unique<cuda::CudaTransfer>(ring, cuda_options, kernels);
                  }),
-          clock(taps),
+          clock(taps, first_prompt),
           access(method),
           fired(taps) {
         const py::module_ torch = py::module_::import("torch._C");

@@ -90,8 +90,9 @@ Engine::~Engine() {
 Engine::Lane& Engine::lane(DType dtype) {
     auto& slot = lanes_[static_cast<std::size_t>(dtype)];
     if (!slot) {
+        const std::uint32_t first = options_.first_shards[static_cast<std::size_t>(dtype)];
         slot = std::make_unique<Lane>(memory_ != nullptr ? ShardPlan::unbounded()
-                                                         : ShardPlan(options_.shard_bytes));
+                                                         : ShardPlan(options_.shard_bytes, first));
     }
     return *slot;
 }
@@ -404,6 +405,7 @@ Stats Engine::stats() const {
     const ProducerLock lock(*this);
     Stats stats;
     stats.records = worker_->log().size();
+    stats.taken = sequence_;
     stats.acknowledged = sink_->acknowledged();
     stats.bytes_in = bytes_in_.load(std::memory_order_relaxed);
     stats.bytes_written = worker_->bytes_written();

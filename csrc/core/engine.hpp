@@ -63,6 +63,8 @@ struct EngineOptions {
     Overflow overflow = Overflow::block;
     bool direct_io = true;
     Durability durability;
+    std::array<std::uint32_t, dtype_count>
+        first_shards{};  // by dtype: for a folder that holds others already
     CastRules cast_rules;
 };
 

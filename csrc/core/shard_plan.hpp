@@ -24,7 +24,8 @@ class ShardPlan {
     static constexpr std::size_t first_reserve = 64 << 10;
     static constexpr std::size_t largest_reserve = 16 << 20;
 
-    explicit ShardPlan(std::uint64_t shard_bytes) : shard_bytes_(shard_bytes) {}
+    explicit ShardPlan(std::uint64_t shard_bytes, std::uint32_t first_shard = 0)
+        : shard_bytes_(shard_bytes), shard_(first_shard) {}
 
     // A plan without shards, for a sink that has no files: offsets only count up.
     static ShardPlan unbounded() {

@@ -6,7 +6,9 @@
 namespace nsf {
 
 struct Stats {
-    std::uint64_t records = 0;        // whole, in the sink
+    std::uint64_t records = 0;  // whole, in the sink
+    std::uint64_t taken =
+        0;  // by taps, scales not counted: those of them that are not whole are on their way
     std::uint64_t acknowledged = 0;   // of them, durable
     std::uint64_t bytes_in = 0;       // of the captured tensors, before casts and selections
     std::uint64_t bytes_written = 0;  // to the sink

@@ -22,7 +22,8 @@ constexpr std::size_t most_known = 64;
 
 }  // namespace
 
-StepClock::StepClock(std::size_t taps) : id_(next_id.fetch_add(1, std::memory_order_relaxed)), taps_(taps) {}
+StepClock::StepClock(std::size_t taps, std::uint32_t first_prompt)
+    : id_(next_id.fetch_add(1, std::memory_order_relaxed)), taps_(taps), prompt_(first_prompt) {}
 
 Step& StepClock::mine() {
     for (std::size_t i = known_steps.size(); i-- > 0;) {

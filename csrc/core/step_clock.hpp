@@ -48,7 +48,7 @@ struct Step {
 
 class StepClock {
   public:
-    explicit StepClock(std::size_t taps);
+    explicit StepClock(std::size_t taps, std::uint32_t first_prompt = 0);
     StepClock(const StepClock&) = delete;
     StepClock& operator=(const StepClock&) = delete;
 

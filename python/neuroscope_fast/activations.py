@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Selection = int | slice | Container[int] | None
 
 
-_SEQUENCE_AXIS = {"head_output": 3, "entropy": 1, "sink": 1, "previous": 1}
+SEQUENCE_AXIS = {"head_output": 3, "entropy": 1, "sink": 1, "previous": 1}
 """Counted from the end, where it is not the last but one; by the reduction, or the component if there is none."""
 
 
@@ -71,6 +71,10 @@ class Activations(Sequence["torch.Tensor"]):
     def records(self) -> list[Record]:
         """The records of this view, one for each tensor."""
         return list(self._records)
+
+    def record(self, index: int) -> Record:
+        """The record of the tensor `self[index]`."""
+        return self._records[index]
 
     @property
     def inputs(self) -> Activations:
@@ -183,7 +187,7 @@ class Activations(Sequence["torch.Tensor"]):
         rank = len(self._records[0].shape)
         if rank == 0:
             raise RunError(f"{self.hook_id} holds scalars, which have no sequence axis: use .stack()")
-        along = axis if axis is not None else max(rank - _SEQUENCE_AXIS.get(self._kind(), 2), 0)
+        along = axis if axis is not None else max(rank - SEQUENCE_AXIS.get(self._kind(), 2), 0)
         try:
             return torch.cat(list(self), dim=along)
         except (RuntimeError, IndexError) as error:

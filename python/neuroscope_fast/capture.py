@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
@@ -19,7 +20,8 @@ from .durability import parse_durability
 from .errors import CaptureError, OptionError
 from .manifest import Counters
 from .options import CaptureOptions
-from .records import Generation, Usage
+from .prompt_log import Text
+from .records import Usage
 from .run_directory import metadata_file_name
 from .running_capture import RunningCapture
 from .spec import CAST_DTYPES, Hooks
@@ -122,16 +124,41 @@ class Capture:
         the machine. Does nothing for a capture in memory. Raises CaptureError where the capture has failed.
         """
         if self._out is not None:
-            self._entered().session.sync()
+            self._entered().sync()
 
     def next_prompt(self) -> None:
         """What runs from here on belongs to the next prompt: its steps are counted from 0 again."""
-        self._entered().session.next_prompt()
+        self._entered().next_prompt()
 
-    def add_generation(self, prompt: str, generated_text: str, *, prompt_tokens: int, completion_tokens: int) -> None:
-        """Say what text the model read and wrote; without it the metadata counts the tokens that went through."""
-        usage = Usage(prompt_tokens, completion_tokens, prompt_tokens + completion_tokens)
-        self._entered().generations.append(Generation(prompt, generated_text, usage))
+    def add_generation(
+        self,
+        prompt: str,
+        generated_text: str,
+        *,
+        prompt_tokens: int,
+        completion_tokens: int,
+        token_ids: Sequence[int] = (),
+        tokens: Sequence[str] = (),
+    ) -> None:
+        """Say what text the model read and wrote in this prompt; of a batch once for each row, in their order.
+
+        Without it the metadata counts the tokens that went through. `token_ids` and `tokens`, their texts, are those of
+        the prompt and then the generated ones; analyses and pictures need them. Raises OptionError where the counts do
+        not agree.
+        """
+        total = prompt_tokens + completion_tokens
+        for name, given in (("token_ids", token_ids), ("tokens", tokens)):
+            if len(given) not in (0, total):
+                raise OptionError(f"{name} has {len(given)} entries, and there are {total} tokens")
+        self._entered().add_text(
+            Text(
+                prompt=prompt,
+                generated_text=generated_text,
+                usage=Usage(prompt_tokens, completion_tokens, total),
+                token_ids=list(token_ids),
+                tokens=list(tokens),
+            )
+        )
 
     def __enter__(self) -> Capture:
         if self._running is not None or self._model is None:

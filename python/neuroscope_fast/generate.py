@@ -16,7 +16,7 @@ from .capture import Capture, capture
 from .errors import CaptureError, ModelError, OptionError
 from .manifest import MANIFEST_FILE
 from .models import LoadedModel, load_model, load_tokenizer
-from .prompts import EncodedPrompt, Prompts, decode_completion, encode_prompt, split_prompts
+from .prompts import EncodedPrompt, Prompts, decode_completion, encode_prompt, split_prompts, token_texts
 from .run_directory import metadata_file_name
 from .sampling import ending_arguments, generation_arguments, seeded
 from .spec import Hooks, parse_hooks
@@ -225,6 +225,8 @@ def _generate_all(
                 decode_completion(loaded.tokenizer, prompt.tokens, listener.tokens),
                 prompt_tokens=len(prompt.tokens),
                 completion_tokens=len(listener.tokens),
+                token_ids=(tokens := [*prompt.tokens, *listener.tokens]),
+                tokens=token_texts(loaded.tokenizer, tokens),
             )
         done += len(listener.tokens)
     report(len(prompts), done)

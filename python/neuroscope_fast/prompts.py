@@ -70,6 +70,31 @@ def decode_completion(tokenizer: Any, prompt: Sequence[int], completion: Sequenc
     return whole[len(before) :] if whole.startswith(before) else decode(completion)
 
 
+def token_texts(tokenizer: Any, tokens: Sequence[int]) -> list[str]:
+    """The text of each token alone, with the space that it begins with: what a label says.
+
+    A part of a character, and a token that the tokenizer does not know, is the replacement character.
+    """
+    texts: dict[int, str] = {}
+    for token in tokens:
+        if token not in texts:
+            texts[token] = _token_text(tokenizer, token)
+    return [texts[token] for token in tokens]
+
+
+def _token_text(tokenizer: Any, token: int) -> str:
+    if not (hasattr(tokenizer, "convert_ids_to_tokens") and hasattr(tokenizer, "convert_tokens_to_string")):
+        return str(tokenizer.decode([token]))
+    piece = tokenizer.convert_ids_to_tokens(token)
+    if piece is None:
+        return "\ufffd"
+    if "▁" in piece:  # SentencePiece's space, which decoding a token alone drops
+        return str(piece).replace("▁", " ")
+    if piece.startswith("##"):  # WordPiece's mark that no space is meant, which it drops too
+        return str(piece)
+    return str(tokenizer.convert_tokens_to_string([piece]))
+
+
 def _render(tokenizer: Any, messages: Sequence[Message], number: int) -> str:
     if not getattr(tokenizer, "chat_template", None):
         raise ModelError("the tokenizer has no chat template: give the prompt as plain text, not as messages")

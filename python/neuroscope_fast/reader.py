@@ -9,7 +9,7 @@ import difflib
 import fcntl
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -18,6 +18,7 @@ from .activations import Activations, Source
 from .errors import RunError, one_line
 from .files import plain_name, read_regular
 from .manifest import MANIFEST_FILE, Counters, Manifest, Status, decode_manifest
+from .prompt_log import PromptEntry, generations_of, read_prompts
 from .records import Metadata, Record, decode_metadata_lazily, decode_records
 from .recovery import Recovered, merge, metadata_of, recover
 from .sources import DirectorySource, MemorySource
@@ -59,6 +60,7 @@ class Run:
         path: Path | None = None,
         *,
         undecoded: Mapping[str, msgspec.Raw] | None = None,
+        prompts: Sequence[PromptEntry] | None = None,
         notice: str | None = None,
         status: Status | None = None,
     ):
@@ -68,6 +70,7 @@ class Run:
         self.notice = notice
         self._head = metadata
         self._source = source
+        self._prompts = None if prompts is None else list(prompts)
         self._records: dict[str, list[Record] | msgspec.Raw] = {**metadata.activations, **(undecoded or {})}
 
     @property
@@ -79,6 +82,14 @@ class Run:
     def records(self) -> list[Record]:
         """Every record, hook by hook."""
         return [record for hook_id in self._records for record in self._records_of(hook_id)]
+
+    @property
+    def prompts(self) -> list[PromptEntry]:
+        """What was read and written in each prompt, tokens included, as far as the capture was told."""
+        if self._prompts is None:
+            unfinished = self.status != "complete"
+            self._prompts = [] if self.path is None else read_prompts(self.path, torn=unfinished)
+        return list(self._prompts)
 
     @property
     def stats(self) -> Counters:
@@ -204,7 +215,7 @@ def read_unfinished(folder: Path, manifest: Manifest, *, live: bool = False) -> 
     crc32c = None if live else native_crc32c()
     found = recover(folder, manifest, published=read is None or manifest.status == "writing", crc32c=crc32c)
     if read is None:
-        metadata = metadata_of(manifest, found.activations)
+        metadata = metadata_of(manifest, found.activations, generations_of(read_prompts(folder, torn=True)))
     else:
         metadata, undecoded = read
         name = str(folder / manifest.metadata_file)

@@ -7,7 +7,7 @@ document names are always written; extension fields are left out at their defaul
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -77,6 +77,12 @@ class Usage(Struct, frozen=True):
     prompt_tokens: Count = 0
     completion_tokens: Count = 0
     total_tokens: Count = 0
+
+
+def total_usage(usages: Iterable[Usage]) -> Usage:
+    """The sums."""
+    counts = [(each.prompt_tokens, each.completion_tokens, each.total_tokens) for each in usages]
+    return Usage(*map(sum, zip(*counts, strict=True))) if counts else Usage()
 
 
 class HookConfiguration(Struct, frozen=True, omit_defaults=True):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -26,11 +26,12 @@ from .records import (
     ActivationCapture,
     CircuitAnalysis,
     DataRef,
+    Generation,
     HookConfiguration,
     Metadata,
     Record,
     StepNote,
-    Usage,
+    total_usage,
 )
 from .shard_file import ShardFile
 
@@ -255,8 +256,13 @@ def merge(known: Iterable[Record], found: Iterable[Record]) -> list[Record]:
     return [merged[order] for order in sorted(merged)]
 
 
-def metadata_of(manifest: Manifest, activations: dict[str, list[Record]]) -> Metadata:
-    """The metadata of a run that has no metadata JSON: no text and no token counts are known."""
+def metadata_of(
+    manifest: Manifest, activations: dict[str, list[Record]], generations: Sequence[Generation] = ()
+) -> Metadata:
+    """The metadata of a run that has no metadata JSON; without `generations` no text and no token counts are known."""
+    usage = total_usage(each.usage for each in generations)
+    text = "\n\n".join(each.generated_text for each in generations)
+    several = list(generations) if len(generations) > 1 else []
     configurations = [
         HookConfiguration(
             layer_name=hook.layer_name,
@@ -282,17 +288,19 @@ def metadata_of(manifest: Manifest, activations: dict[str, list[Record]]) -> Met
             analysis_name=name.removeprefix("circuit_analysis_"),
             analysis_description=_text(manifest.options.get("description")),
             hooks_used=len(configurations),
-            generated_text="",
+            generated_text=text,
             activations=activations,
-            usage=Usage(),
+            usage=usage,
             hook_configurations=configurations,
+            generations=several,
         )
     return ActivationCapture(
         timestamp=manifest.created,
         demo_type="activation_capture",
         total_hooks=len(configurations),
-        generated_text="",
+        generated_text=text,
         activations=activations,
-        usage=Usage(),
+        usage=usage,
         hook_configurations=configurations,
+        generations=several,
     )

@@ -21,6 +21,7 @@ from .manifest import (
     replace_files,
     sync_folder,
 )
+from .prompt_log import PROMPTS_FILE
 
 _SHARD = re.compile(r"activations-\w+-\d+\.safetensors(\.partial|\.journal)?")
 _ANALYSIS_NAME = re.compile(r"\w[\w.\-]{0,99}")
@@ -131,7 +132,7 @@ class RunDirectory:
 
     def _files_of_a_run(self) -> list[Path]:
         """What a run left here. Files of any other name are nobody's business."""
-        names = {MANIFEST_FILE, INDEX_FILE, self.metadata_file, report_file_name(self.metadata_file)}
+        names = {MANIFEST_FILE, INDEX_FILE, PROMPTS_FILE, self.metadata_file, report_file_name(self.metadata_file)}
         try:
             before = decode_manifest(read_regular(self.path / MANIFEST_FILE))
             if is_metadata_file(before.metadata_file):

@@ -6,7 +6,6 @@ import contextlib
 import os
 import threading
 import warnings
-from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ from .errors import CaptureError, CaptureWarning, OptionError
 from .manifest import INDEX_FILE, MANIFEST_FILE, Counters, Manifest, ManifestHook, Status, encode_index, encode_manifest
 from .memory import available_bytes
 from .options import CaptureOptions
+from .prompt_log import PromptEntry, PromptLog, Text, generations_of
 from .records import (
     ActivationCapture,
     CircuitAnalysis,
@@ -30,6 +30,7 @@ from .records import (
     Metadata,
     Usage,
     encode_metadata,
+    total_usage,
 )
 from .run_directory import RunDirectory, metadata_file_name, report_file_name
 
@@ -57,7 +58,12 @@ class RunningCapture:
 
         self.plan = plan
         self.options = options
-        self.generations: list[Generation] = []
+        self._texts: list[Text] = []  # of the prompt that is under way
+        self._generations: list[Generation] = []
+        self._entries: list[PromptEntry] = []  # of a capture in memory; on disk they are in the log
+        self._log: PromptLog | None = None
+        self._log_failure: CaptureError | None = None
+        self._counted = (0, 0)  # records taken and dropped before the prompt that is under way
         self.result: Run | None = None
         self.finished = False
         self._metadata_file = metadata_file_name(options.analysis)
@@ -74,6 +80,7 @@ class RunningCapture:
         _refuse_too_large_a_ring(options.ring_bytes)
         if out is not None:
             self._directory = RunDirectory(out, self._metadata_file, overwrite=overwrite)
+            self._log = PromptLog(out)
         try:
             self.session: Session = _core.Session(
                 self.plan.streams,
@@ -128,6 +135,8 @@ class RunningCapture:
         session = getattr(self, "session", None)
         if session is not None:  # what it holds of a device must not wait for the traceback to be forgotten
             session.close()
+        if self._log is not None:
+            self._log.close()
         if self._directory is not None:
             self._directory.discard()
             self._directory.release()
@@ -168,6 +177,47 @@ class RunningCapture:
             },
         )
 
+    def add_text(self, text: Text) -> None:
+        """What the model read and wrote in the prompt that is under way, for its next row."""
+        with self._lock:
+            self._texts.append(text)
+
+    def next_prompt(self) -> None:
+        """End the prompt that is under way, if anything has run in it."""
+        with self._lock:
+            before = self.session.prompt
+            self.session.next_prompt()
+            if self.session.prompt != before:
+                self._end_prompt(before, ended=True)
+
+    def sync(self) -> None:
+        """Return when everything so far is durable. Raises CaptureError."""
+        self.session.sync()
+        with self._lock:
+            if self._log is not None:
+                self._log.sync()
+
+    def _end_prompt(self, number: int, *, ended: bool) -> None:
+        stats = self.session.stats()
+        taken, drops = stats["taken"], stats["drops"]
+        texts, self._texts = self._texts, []
+        entry = PromptEntry(
+            prompt=number,
+            records=taken - self._counted[0],
+            drops=drops - self._counted[1],
+            ended=ended,
+            texts=texts,
+        )
+        self._counted = (taken, drops)
+        self._generations += generations_of([entry])
+        if self._log is None:
+            self._entries.append(entry)
+        elif self._log_failure is None:
+            try:
+                self._log.append(entry)
+            except CaptureError as error:  # raised at the end: the model is not to be stopped by it
+                self._log_failure = error
+
     def counters(self) -> Counters:
         return msgspec.convert(self.session.stats(), Counters, strict=False)
 
@@ -197,6 +247,10 @@ class RunningCapture:
                 status, cause = "interrupted", "KeyboardInterrupt"
             if self.session.detached_by:
                 status, cause = "failed", self.session.detached_by
+            if self._texts or self.session.stats()["taken"] + self.session.stats()["drops"] > sum(self._counted):
+                self._end_prompt(self.session.prompt, ended=status == "complete")
+            if self._log_failure is not None and failure is None:
+                failure, status, cause = self._log_failure, "failed", str(self._log_failure)
             try:
                 self._write(status, cause)
             except CaptureError as error:
@@ -207,6 +261,8 @@ class RunningCapture:
             finally:
                 self.finished = True
                 self._observer = self._compiled = None
+                if self._log is not None:
+                    self._log.close()
                 if self._directory is not None:
                     self._directory.release()
         if failure is not None and self.options.on_error == "raise":
@@ -247,7 +303,7 @@ class RunningCapture:
             checksums=checksums_of(collected),
         )
         if directory is None:
-            self.result = Run(metadata, self.manifest, MemorySource(collected.tensors))
+            self.result = Run(metadata, self.manifest, MemorySource(collected.tensors), prompts=self._entries)
             return
         self.result = Run(metadata, self.manifest, DirectorySource(directory.path), directory.path)
         self._write_files(directory, metadata, collected)
@@ -258,6 +314,8 @@ class RunningCapture:
         encoded = encode_metadata(metadata)
         index = encode_index(collected.weight_map, collected.total_size)
         directory.write({self._metadata_file: encoded, INDEX_FILE: index})
+        if self._log is not None:
+            self._log.sync()
         # The manifest last: it says of the others that they are whole.
         report = render(encoded).encode()
         directory.write({report_file_name(self._metadata_file): report, MANIFEST_FILE: encode_manifest(self.manifest)})
@@ -292,9 +350,9 @@ class RunningCapture:
         return lines
 
     def _metadata(self, collected: Collected) -> Metadata:
-        generations = self.generations
+        generations = self._generations
         if generations:
-            usage = _sum(each.usage for each in generations)
+            usage = total_usage(each.usage for each in generations)
         else:
             usage = self._observer.usage() if self._observer is not None else Usage()
         common: dict[str, Any] = {
@@ -350,12 +408,3 @@ def _heads_of(hook: Any) -> list[int] | None:
     """Counted from the front; None for all of them."""
     part = hook.output.part if hook.output is not None else None
     return list(part.heads) if part is not None and part.heads is not None else None
-
-
-def _sum(usages: Iterable[Usage]) -> Usage:
-    each = list(usages)
-    return Usage(
-        sum(usage.prompt_tokens for usage in each),
-        sum(usage.completion_tokens for usage in each),
-        sum(usage.total_tokens for usage in each),
-    )

@@ -1,0 +1,343 @@
+"""The sequences of a run: what a hook captured of one row of one prompt, its steps joined, with its tokens.
+
+A run holds a tensor for each forward pass: the prefill, then one for each decoded token, of all rows of the batch. Here
+they become one array for each sequence, with padding left out and positions counted from its first real token.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from ..activations import SEQUENCE_AXIS, Activations
+from ..errors import RunError
+from ..reader import Run
+from ..records import Record
+
+Array = np.ndarray[Any, Any]
+
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
+_WITH_KEYS = ("attention_pattern", "attention_scores", "mean", "max")
+
+
+class MissingActivations(RunError):
+    """The run does not hold what an analysis needs."""
+
+
+class Captured(NamedTuple):
+    """A hook that holds records, and what of. `layer`: the number of its decoder layer. `heads`: those that are stored,
+    None for all.
+    """
+
+    layer: int | None
+    hook_id: str
+    layer_name: str
+    component: str
+    heads: list[int] | None
+
+
+class Joined(NamedTuple):
+    """One sequence of one hook. positions: int64 [T]. values: float32 (float64 kept) [T, …]."""
+
+    positions: Array
+    values: Array
+
+
+class Pattern(NamedTuple):
+    """Attention of one sequence: weights float32 [H, Q, K] of the heads `heads`, from the queries at the positions
+    `queries`, int64 [Q], to the keys 0 … K - 1; what a query could not see has weight 0. `heads` is empty where all
+    heads were reduced to one.
+    """
+
+    queries: Array
+    heads: list[int]
+    weights: Array
+
+
+class Tokens(NamedTuple):
+    """ids: of the whole sequence, the last generated token too, which the model never read; empty where the run does
+    not say. texts: a label for each position.
+    """
+
+    ids: list[int]
+    texts: list[str]
+    prompt_tokens: int
+
+
+def missing(what: str, hooks: Sequence[str]) -> MissingActivations:
+    """The error for an analysis `what` that needs `hooks` (LAYER:COMPONENT), which the run does not hold."""
+    asked = " ".join(f"--hook '{hook}'" for hook in hooks)
+    return MissingActivations(f"this run does not hold what {what} needs: capture it with {asked}")
+
+
+def find(run: Run, component: str, *, reduction: str | None = None) -> list[Captured]:
+    """The hooks on outputs of this component that hold records of exactly this reduction (None: whole tensors), by
+    layer. Where several hold the same place, the first that was asked for.
+    """
+    found: dict[str, Captured] = {}
+    for hook_id in run:
+        records = run[hook_id].outputs.records
+        if not records or records[0].component != component or records[0].reduction != reduction:
+            continue
+        first = records[0]
+        heads = list(first.heads) if first.heads is not None else None
+        found.setdefault(
+            first.layer_name, Captured(layer_number(first.layer_name), hook_id, first.layer_name, component, heads)
+        )
+    return sorted(found.values(), key=lambda each: (each.layer is not None, each.layer or 0))
+
+
+def layer_number(layer_name: str) -> int | None:
+    """The number of the decoder layer that a module stands in: the first in its path."""
+    match = _NUMBER.search(layer_name)
+    return int(match[0]) if match else None
+
+
+def layers_pattern(run: Run) -> str:
+    """Every decoder layer of the run's model, as a hook names them: `model.layers.*`."""
+    for configuration in run.metadata.hook_configurations:
+        match = _NUMBER.search(configuration.layer_name)
+        if match:
+            return configuration.layer_name[: match.start()] + "*"
+    return "model.layers.*"
+
+
+def prompt_numbers(run: Run) -> list[int]:
+    """The prompts of which there are records."""
+    return sorted({record.prompt for record in run.records})
+
+
+def rows(run: Run, prompt: int) -> int:
+    """The rows of the batch that a prompt was."""
+    told = _of(run).texts.get(prompt, [])
+    if told:
+        return len(told)
+    records = (record for hook_id in run for record in _of(run).records(hook_id, prompt))
+    return next((record.shape[0] for record in records if len(record.shape) >= 3), 1)
+
+
+def tokens(run: Run, prompt: int = 0, row: int = 0) -> Tokens:
+    """The tokens of a sequence: as the capture was told them (`nsf.generate`, `Capture.add_generation`), or the ids
+    that it took at the input of the embedding. Where neither is in the run, labels are the numbers of the positions.
+    """
+    text = next(iter(_of(run).texts.get(prompt, [])[row : row + 1]), None)
+    if text is not None and text.token_ids:
+        labels = list(text.tokens) or [f"#{token}" for token in text.token_ids]
+        return Tokens(list(text.token_ids), labels, text.usage.prompt_tokens)
+    for hook_id in run:
+        records = _of(run).records(hook_id, prompt, is_input=True)
+        if records and records[0].component == "embedding" and records[0].dtype in ("int64", "int32"):
+            steps = list(_steps(run, hook_id, prompt, row, is_input=True))
+            ids = [int(token) for step in steps for token in step.values]
+            return Tokens(ids, [f"#{token}" for token in ids], len(steps[0].values) if steps else 0)
+    length, first = _length(run, prompt, row)
+    return Tokens([], [str(position) for position in range(length)], first)
+
+
+def join(run: Run, hook_id: str, prompt: int = 0, row: int = 0) -> Joined:
+    """What a hook captured of one sequence, prefill and decode joined, the axis of positions first: [B, S, D] gives
+    values [T, D], `head_output` [B, S, H, D] gives [T, H, D], the reduction `entropy` [B, H, Q] gives [T, H].
+
+    Raises RunError where the hook holds nothing of it, several sequences, or no axis of rows and positions; and for
+    `key` and `value`, each of whose tensors is the whole cache, and patterns, for which there is `pattern`.
+    """
+    records = _of(run).records(hook_id, prompt)
+    if records and _kind(records[0]) in (*_WITH_KEYS, "key", "value"):
+        raise RunError(f"{hook_id} holds tensors of the whole cache, which make no sequence of positions")
+    steps = list(_steps(run, hook_id, prompt, row))
+    if not steps:
+        raise RunError(f"{hook_id} holds nothing of prompt {prompt}, row {row}")
+    positions = np.concatenate([step.positions for step in steps])
+    values = np.concatenate([_floating(step.values) for step in steps])
+    order = _order(positions, hook_id, prompt)
+    return Joined(positions[order], values[order])
+
+
+def pattern(run: Run, hook_id: str, prompt: int = 0, row: int = 0) -> Pattern:
+    """The attention patterns of one sequence, those of the prefill and of each decoded token joined.
+
+    Of the reductions `mean` and `max` [B, Q, K] it is the one of all heads together. Raises RunError as `join` does,
+    and for hooks that hold no patterns.
+    """
+    records = _of(run).records(hook_id, prompt)
+    if not records or _kind(records[0]) not in _WITH_KEYS:
+        raise RunError(f"{hook_id} holds no attention patterns of prompt {prompt}")
+    padding = _padding(run, prompt, row)
+    steps = list(_steps(run, hook_id, prompt, row))
+    if not steps:
+        raise RunError(f"{hook_id} holds nothing of prompt {prompt}, row {row}")
+    size = max(int(step.positions.max(initial=-1)) + 1 for step in steps)
+    weights = []
+    for step in steps:
+        values = _floating(step.values)  # [Q, H, K], or [Q, K] of all heads together
+        values = values[:, None] if values.ndim == 2 else values
+        weights.append(_by_position(values, step.last, padding, size))
+    positions = np.concatenate([step.positions for step in steps])
+    order = _order(positions, hook_id, prompt)
+    first = records[0]
+    heads = [] if first.reduction else list(range(first.shape[1])) if first.heads is None else list(first.heads)
+    return Pattern(positions[order], heads, np.concatenate(weights)[order].transpose(1, 0, 2).copy())
+
+
+class _Step(NamedTuple):
+    """One record's share in a sequence, padding left out. `last`: the last position of the pass, padding counted."""
+
+    positions: Array
+    values: Array  # the axis of positions first, the rows gone
+    last: int
+
+
+class _Index:
+    """The records of a run by hook and prompt, looked up once."""
+
+    def __init__(self, run: Run):
+        self.texts = {entry.prompt: entry.texts for entry in run.prompts}
+        self.real_tokens: dict[int, Record] = {}  # of each prompt one whole prefill that tells its padding
+        self._sides: dict[tuple[str, bool], tuple[Activations, dict[int, list[int]]]] = {}
+        for hook_id in run:
+            for side in (run[hook_id].inputs, run[hook_id].outputs):
+                by_prompt: dict[int, list[int]] = {}
+                for number, record in enumerate(side.records):
+                    by_prompt.setdefault(record.prompt, []).append(number)
+                    if record.real_tokens is not None and record.positions is None and record.step == 0:
+                        self.real_tokens.setdefault(record.prompt, record)
+                if by_prompt:
+                    self._sides[hook_id, side.records[0].is_input] = side, by_prompt
+
+    def each(self, hook_id: str, prompt: int, is_input: bool = False) -> Iterator[tuple[Activations, int]]:
+        """Of one side of a hook the tensors of a prompt: where they are, and at which number."""
+        side, by_prompt = self._sides.get((hook_id, is_input), (None, {}))
+        if side is not None:
+            yield from ((side, number) for number in by_prompt.get(prompt, ()))
+
+    def records(self, hook_id: str, prompt: int, is_input: bool = False) -> list[Record]:
+        """Of one side of a hook the records of a prompt."""
+        return [side.record(number) for side, number in self.each(hook_id, prompt, is_input)]
+
+
+_indices: WeakKeyDictionary[Run, _Index] = WeakKeyDictionary()
+
+
+def _of(run: Run) -> _Index:
+    found = _indices.get(run)
+    if found is None:
+        found = _indices[run] = _Index(run)
+    return found
+
+
+def _steps(run: Run, hook_id: str, prompt: int, row: int, is_input: bool = False) -> Iterator[_Step]:
+    padding = _padding(run, prompt, row)
+    for activations, number in _of(run).each(hook_id, prompt, is_input):
+        record = activations.record(number)
+        if record.call > 0:
+            raise RunError(
+                f"{record.hook_id} is of a module that is called more than once in a pass: it is no sequence"
+            )
+        axis = _axis(record)
+        if row >= record.shape[0]:
+            raise RunError(f"{record.hook_id} holds {record.shape[0]} rows of prompt {prompt}: there is no row {row}")
+        told = _positions(record, row, record.shape[axis])
+        chosen = _real(record, row, len(told))
+        tensor = activations[number][row]
+        values = np.moveaxis(_array(tensor), axis - 1, 0)[chosen]
+        kept = told[chosen]
+        yield _Step(kept - np.searchsorted(padding, kept), values, int(told.max(initial=-1)))
+
+
+def _axis(record: Record) -> int:
+    """On which axis the positions lie. Raises RunError where there are no rows and positions apart."""
+    rank = len(record.shape)
+    axis = rank - SEQUENCE_AXIS.get(_kind(record), 2)
+    if record.component == "embedding" and record.is_input:
+        axis = 1
+    if not 1 <= axis < rank:
+        raise RunError(
+            f"{record.hook_id} holds tensors of shape {list(record.shape)}, which have no axes of rows and positions"
+        )
+    return axis
+
+
+def _kind(record: Record) -> str:
+    return record.reduction or record.component
+
+
+def _positions(record: Record, row: int, length: int) -> Array:
+    """Of the record's entries, padding counted."""
+    if record.positions is None:
+        return np.arange(length)
+    given: Any = record.positions
+    if given and isinstance(given[0], list):
+        given = given[row]
+    if len(given) != length:
+        raise RunError(f"{record.hook_id}, step {record.step}: it is not known which positions its tensor is of")
+    return np.asarray(given, np.int64)
+
+
+def _real(record: Record, row: int, length: int) -> Array:
+    """Which entries of a record are no padding, as indices."""
+    if record.real_tokens is None:
+        return np.arange(length)
+    flat = record.real_tokens[row]
+    return np.concatenate([np.arange(*pair) for pair in zip(flat[::2], flat[1::2], strict=True)] or [np.arange(0)])
+
+
+def _padding(run: Run, prompt: int, row: int) -> Array:
+    """The positions of a row that are padding, ascending: as a record of whole passes tells them."""
+    record = _of(run).real_tokens.get(prompt)
+    if record is None or record.real_tokens is None or row >= len(record.real_tokens):
+        return np.arange(0)
+    length = record.shape[_axis(record)]
+    return np.setdiff1d(np.arange(length), _real(record, row, length))
+
+
+def _by_position(values: Array, last: int, padding: Array, size: int) -> Array:
+    """Weights [Q, H, K] on the keys of a cache, on the keys 0 … size - 1 of the sequence."""
+    keys = values.shape[2]
+    # A cache that holds a window of the sequence ends with the pass; one with room for more begins with the sequence.
+    first = max(0, last + 1 - keys)
+    at = np.arange(first, first + keys)
+    kept = ~np.isin(at, padding) & (at <= last)
+    places = at[kept] - np.searchsorted(padding, at[kept])
+    result = np.zeros((*values.shape[:2], size), np.float32)
+    result[:, :, places] = values[:, :, kept]
+    return result
+
+
+def _order(positions: Array, hook_id: str, prompt: int) -> Array:
+    if len(np.unique(positions)) != len(positions):
+        raise RunError(
+            f"{hook_id} holds several sequences under prompt {prompt}: call next_prompt() before each in a capture"
+        )
+    return np.argsort(positions, kind="stable")
+
+
+def _length(run: Run, prompt: int, row: int) -> tuple[int, int]:
+    """How many positions of a sequence any hook holds, and how many of them the first pass read."""
+    length, first = 0, 0
+    padding = _padding(run, prompt, row)
+    for hook_id in run:
+        for record in _of(run).records(hook_id, prompt):
+            if record.component in ("key", "value", "router", "expert") or len(record.shape) < 3:
+                continue
+            if row < record.shape[0]:
+                told = _positions(record, row, record.shape[_axis(record)])
+                real = told[_real(record, row, len(told))]
+                end = int((real - np.searchsorted(padding, real)).max(initial=-1)) + 1
+                length = max(length, end)
+                first = max(first, end if record.step == 0 else 0)
+    return length, first
+
+
+def _array(tensor: Any) -> Array:
+    if str(tensor.dtype) in ("torch.bfloat16", "torch.float8_e4m3fn", "torch.float8_e5m2", "torch.float16"):
+        tensor = tensor.float()
+    array: Array = tensor.numpy()
+    return array
+
+
+def _floating(values: Array) -> Array:
+    return values if values.dtype == np.float64 else values.astype(np.float32)
