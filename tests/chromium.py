@@ -107,7 +107,9 @@ class Browser:
             self.pages[message["sessionId"]].events.append(message)
         return message
 
-    def open(self, url: str, *, width: int = 1280, height: int = 900, dark: bool = False, offline: bool = False) -> Page:
+    def open(
+        self, url: str, *, width: int = 1280, height: int = 900, dark: bool = False, offline: bool = False
+    ) -> Page:
         """A new page, once it has loaded."""
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
@@ -118,7 +120,9 @@ class Browser:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         page.call("Emulation.setEmulatedMedia", features=[scheme])
         if offline:
-            page.call("Network.emulateNetworkConditions", offline=True, latency=0, downloadThroughput=0, uploadThroughput=0)
+            page.call(
+                "Network.emulateNetworkConditions", offline=True, latency=0, downloadThroughput=0, uploadThroughput=0
+            )
         page.call("Page.navigate", url=url)
         page.wait("document.readyState === 'complete' && location.href !== 'about:blank'")
         return page

@@ -73,9 +73,9 @@ class HeatMap {
     if (matrix === null || plot.parentElement.clientWidth === 0) return;
     this.rowNames = range(matrix.rows).map((row) => labelOf(matrix.rowName(row)));
     this.columnNames = range(matrix.columns).map((column) => labelOf(matrix.columnName(column)));
-    const side = Math.max(64, widest(this.rowNames) + 14);
+    const side = Math.max(84, widest(this.rowNames) + 14);
     const columnWidth = widest(this.columnNames) + 10;
-    const room = { width: plot.parentElement.clientWidth - side - 4, height: 0.72 * window.innerHeight };
+    const room = { width: plot.parentElement.clientWidth - side - 4, height: 0.68 * window.innerHeight };
     // Labels of columns lie flat where there is room for them, else they stand.
     const flat = Math.min(room.width / matrix.columns, LARGEST_CELL) >= columnWidth;
     const top = flat && this.fit ? 24 : Math.max(40, columnWidth + 4);
@@ -138,20 +138,21 @@ class HeatMap {
   #label(axis, names, scrolled, seen, kind) {
     const { cell } = this;
     const standing = kind === "row" || !this.flat;
-    const stride = standing ? Math.max(1, Math.ceil(LABEL_PITCH / cell)) : 1;
+    const stride = standing ? roundStep(LABEL_PITCH / cell) : 1;
     const first = Math.floor(Math.max(0, scrolled / cell) / stride) * stride;
     const last = Math.min(names.length, Math.ceil((scrolled + seen) / cell));
+    const middleOf = (at) => (at + 0.5) * cell - scrolled;
+    const isSeen = (at) => middleOf(at) >= 0 && middleOf(at) <= seen;
     const labels = [];
+    const put = (at, className) => labels.push(this.#labelAt(names[at], middleOf(at), kind, className));
+    const marks = [[this.cursor?.[kind] ?? -1, "cursor"], [kind === "row" ? (this.pinned ?? -1) : -1, "pinned"]];
+    const marked = marks.filter(([at]) => at >= 0 && isSeen(at));
+    if (marked.length === 2 && Math.abs(marked[0][0] - marked[1][0]) * cell < LABEL_PITCH) marked.pop();
     for (let at = first; at < last; at += stride) {
-      const middle = (at + 0.5) * cell - scrolled;
-      if (middle >= 0 && middle <= seen) labels.push(this.#labelAt(names[at], middle, kind, "label"));
+      const covered = marked.some(([other]) => at === other || (standing && Math.abs(at - other) * cell < LABEL_PITCH));
+      if (isSeen(at) && !covered) put(at, "label");
     }
-    const marks = [["pinned", kind === "row" ? this.pinned : null], ["cursor", this.cursor?.[kind] ?? null]];
-    for (const [mark, at] of marks) {
-      if (at === null || at < 0) continue;
-      const middle = (at + 0.5) * cell - scrolled;
-      if (middle >= 0 && middle <= seen) labels.push(this.#labelAt(names[at], middle, kind, `label ${mark}`));
-    }
+    for (const [at, mark] of marked) put(at, `label ${mark}`);
     axis.replaceChildren(...labels);
   }
 
@@ -224,6 +225,15 @@ function spans(pixels, width, scrolled, cell, count) {
     found[2 * pixel + 1] = Math.min(Math.max(stop, start + 1), count);
   }
   return found;
+}
+
+// The least of 1, 2, 5, 10, 20, 50 … that is not below `least`.
+function roundStep(least) {
+  let decade = 1;
+  for (;;) {
+    for (const digit of [1, 2, 5]) if (digit * decade >= least) return digit * decade;
+    decade *= 10;
+  }
 }
 
 function range(count) {

@@ -91,6 +91,7 @@ async function choose({ entry, head }, focus = false) {
       Object.assign(pointer, { cursor: null, pinned: null });
     }
     say("");
+    part.plot.querySelector(".corner span").textContent = matrix.perHead ? "head ↓ query →" : "query ↓ key →";
     part.title.textContent = [plain(entry.label), head === null ? group.title : `head ${head}`].join(", ");
     part.size.textContent = `${matrix.rows} ${matrix.perHead ? "heads" : "queries"} × ${matrix.columns} ${
       matrix.perHead ? "queries" : "keys"
@@ -201,6 +202,7 @@ function read(row, column) {
   if (inside !== null && column >= 0) {
     const cell = inside * matrix.columns + column;
     value = matrix.hidden(cell) ?? exact(matrix.values[cell]);
+    part.value.classList.toggle("hidden-value", matrix.hidden(cell) !== null);
   }
   part.value.textContent = value;
   part.hint.hidden = inside !== null || column >= 0;

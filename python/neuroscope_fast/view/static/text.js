@@ -48,9 +48,9 @@ class TokenText {
     for (const token of this.tokens) {
       const share = shareOf === null ? null : shareOf(token.position);
       token.style.setProperty("--share", share === null ? "0" : share.toFixed(3));
-      token.classList.toggle("bright", share !== null && share > 0.55);
       token.classList.toggle("marked", token.position === marked);
       token.classList.toggle("pointed", token.position === pointed && pointed !== marked);
+      if (token.position === (pointed ?? marked)) keepInView(this.root, token);
       if (token.position === marked) token.setAttribute("aria-pressed", "true");
       else token.removeAttribute("aria-pressed");
     }
@@ -71,4 +71,11 @@ class TokenText {
     this.tokens[next].tabIndex = 0;
     this.tokens[next].focus();
   }
+}
+
+// Scrolls `root` alone: the page itself stays where it is.
+function keepInView(root, token) {
+  if (root.matches(":hover")) return; // what is pointed at must not move away
+  const above = token.offsetTop - root.scrollTop;
+  if (above < 0 || above + token.offsetHeight > root.clientHeight) root.scrollTop = token.offsetTop - root.clientHeight / 2;
 }
