@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import webbrowser
 from typing import Annotated
 
@@ -20,7 +21,7 @@ def view(
     expose: Annotated[
         bool, typer.Option("--expose", help="Let everybody who can connect to --host read the run.")
     ] = False,
-    browser: Annotated[bool, typer.Option("--open/--no-browser", help="Open the page in the browser.")] = True,
+    browser: Annotated[bool, typer.Option("--open", help="Open the page in the browser of this machine.")] = False,
 ) -> None:
     """Look at a run's attention in the browser.
 
@@ -35,9 +36,11 @@ def view(
     if server.exposed:
         say(f"warning: everybody who can connect to {host}, port {server.port}, reads this run's texts and attention")
     print(f"{opened.path}: {server.url} (Ctrl-C ends it)", flush=True)
-    if browser:
-        webbrowser.open(server.url)
     try:
+        if browser:  # in a thread: a browser in the terminal returns only when it is closed
+            threading.Thread(target=webbrowser.open, args=(server.url,), daemon=True).start()
         server.serve_forever()
     except KeyboardInterrupt:
         say("ended")
+    finally:
+        server.close()
