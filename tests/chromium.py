@@ -13,6 +13,7 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -35,6 +36,14 @@ FLAGS = (
     "--remote-debugging-pipe",
 )
 
+# The browser reads at descriptor 3 and writes at 4.
+LAUNCH = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.dup2(int(sys.argv[2]), 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+
 
 def find() -> str | None:
     """The path of a Chromium, if there is one."""
@@ -47,10 +56,9 @@ class Browser:
     def __init__(self, executable: str, profile: Path):
         to_browser, self._write = os.pipe()
         self._read, from_browser = os.pipe()
-        # The browser reads at descriptor 3 and writes at 4.
-        script = f'exec "$0" "$@" 3<&{to_browser} 4>&{from_browser}'
+        flags = [*FLAGS, f"--user-data-dir={profile}", "about:blank"]
         self._process = subprocess.Popen(
-            ["/bin/sh", "-c", script, executable, *FLAGS, f"--user-data-dir={profile}", "about:blank"],
+            [sys.executable, "-c", LAUNCH, str(to_browser), str(from_browser), executable, *flags],
             pass_fds=(to_browser, from_browser),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -148,7 +156,7 @@ class Page:
 
     def wait(self, condition: str) -> None:
         """Until a JavaScript expression is true."""
-        end = time.monotonic() + SECONDS
+        end = time.monotonic() + SECONDS / 2
         while not self.evaluate(f"!!({condition})"):
             assert time.monotonic() < end, f"this does not come true: {condition}"
             time.sleep(0.02)

@@ -4,6 +4,7 @@
 const LARGEST_CELL = 72; // CSS pixels
 const SMALLEST_CELL = 0.05;
 const LABEL_PITCH = 14; // between the labels of neighbours, so that they do not touch
+const MARK_PITCH = 18; // beside one that is marked, which has a border
 const LABEL_LETTERS = 14;
 
 class HeatMap {
@@ -110,7 +111,7 @@ class HeatMap {
     canvas.style.height = `${height}px`;
     const columns = spans(canvas.width, width, scroller.scrollLeft, cell, matrix.columns);
     const rows = spans(canvas.height, height, scroller.scrollTop, cell, matrix.rows);
-    const context = canvas.getContext("2d");
+    const context = canvas.getContext("2d", { willReadFrequently: true }); // kept where its pixels are made
     const image = context.createImageData(canvas.width, canvas.height);
     const pixels = new Uint32Array(image.data.buffer);
     for (let y = 0; y < canvas.height; y++) {
@@ -147,9 +148,9 @@ class HeatMap {
     const put = (at, className) => labels.push(this.#labelAt(names[at], middleOf(at), kind, className));
     const marks = [[this.cursor?.[kind] ?? -1, "cursor"], [kind === "row" ? (this.pinned ?? -1) : -1, "pinned"]];
     const marked = marks.filter(([at]) => at >= 0 && isSeen(at));
-    if (marked.length === 2 && Math.abs(marked[0][0] - marked[1][0]) * cell < LABEL_PITCH) marked.pop();
+    if (marked.length === 2 && Math.abs(marked[0][0] - marked[1][0]) * cell < MARK_PITCH) marked.pop();
     for (let at = first; at < last; at += stride) {
-      const covered = marked.some(([other]) => at === other || (standing && Math.abs(at - other) * cell < LABEL_PITCH));
+      const covered = marked.some(([other]) => at === other || (standing && Math.abs(at - other) * cell < MARK_PITCH));
       if (isSeen(at) && !covered) put(at, "label");
     }
     for (const [at, mark] of marked) put(at, `label ${mark}`);

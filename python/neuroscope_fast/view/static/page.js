@@ -33,7 +33,9 @@ function start() {
   part.fit.addEventListener("click", () => map.fitWindow());
   map.scroller.addEventListener("keydown", moveCursor);
   document.addEventListener("keydown", (event) => {
-    if (event.key === "Escape") pin(null);
+    if (event.key !== "Escape") return;
+    Object.assign(pointer, { cursor: null, pinned: null });
+    update();
   });
   chooseGroup(0);
 }

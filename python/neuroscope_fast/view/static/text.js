@@ -14,6 +14,7 @@ class TokenText {
       if (at !== null) this.onPin(at, false);
     });
     root.addEventListener("focusin", (event) => this.onPoint(position(event)));
+    root.addEventListener("focusout", () => this.onPoint(null));
     root.addEventListener("keydown", (event) => this.#move(event));
   }
 
