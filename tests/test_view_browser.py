@@ -61,7 +61,7 @@ def finish(page: Page) -> None:
 
 
 def head_button(layer: int, head: int) -> str:
-    return f".layer:nth-child({layer + 1}) [role=gridcell]:nth-of-type({head + 2}) button"
+    return f":nth-child({layer + 1} of .layer) [role=gridcell]:nth-of-type({head + 2}) button"
 
 
 def colours_on(page: Page, rows: int, columns: int) -> np.ndarray[Any, Any]:
@@ -235,7 +235,7 @@ def test_what_a_run_says_is_text(browser: Browser, tmp_path: Path) -> None:
     assert texts == [seen, "</script>", "<!--<script>"]
     pointed(page, 2, 0)
     assert "<script>alert(1)</script>" in shown(page)["read-column"]
-    assert "<script>" in page.evaluate("document.querySelector('.layer-name').textContent")
+    assert "<script>" in page.evaluate("document.querySelector('.layer .layer-name').textContent")
     assert "<script>alert(1)" in page.evaluate("part.facts.textContent + part.prompt.textContent")
     finish(page)
 

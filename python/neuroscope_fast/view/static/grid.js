@@ -30,9 +30,11 @@ class HeadGrid {
       line.entry = entry;
       return line;
     });
+    const headers = this.#headers(group, entries);
+    this.root.classList.toggle("numbered", headers.length > 0);
     const most = Math.max(1, ...this.lines.map((line) => line.children.length - 1));
     this.root.style.setProperty("--head-size", `${Math.max(22, Math.min(44, Math.floor(330 / most)))}px`);
-    this.root.replaceChildren(...this.lines);
+    this.root.replaceChildren(...headers, ...this.lines);
     for (const line of this.lines) this.observer.observe(line);
   }
 
@@ -45,6 +47,26 @@ class HeadGrid {
       if (focus) button.focus();
       button.scrollIntoView({ block: "nearest", inline: "nearest" });
     }
+  }
+
+  // A row with the numbers of the heads, where all layers have the same; else they stand on the buttons.
+  #headers(group, entries) {
+    const heads = entries[0]?.heads ?? [];
+    const same = entries.every((entry) => entry.heads.join() === heads.join());
+    if (group.rows === "heads" || heads.length === 0 || !same) return [];
+    const line = document.createElement("div");
+    line.className = "layer-heads";
+    line.setAttribute("role", "row");
+    const corner = document.createElement("span");
+    corner.className = "layer-name";
+    line.append(corner);
+    for (const head of heads) {
+      const number = document.createElement("span");
+      number.setAttribute("role", "columnheader");
+      number.textContent = head;
+      line.append(number);
+    }
+    return [line];
   }
 
   #button(group, entry, head) {

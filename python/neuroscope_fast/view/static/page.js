@@ -195,8 +195,8 @@ function read(row, column) {
   const { matrix } = shown;
   const inside = pointer.cursor !== null && pointer.cursor.row >= 0 ? pointer.cursor.row : row;
   const name = (found) => [found.position, found.text].filter((each) => each !== null).join(" ");
-  part["read-row"].textContent = inside === null ? "" : shortened(name(matrix.rowName(inside)), 60);
-  part["read-column"].textContent = column < 0 ? "" : shortened(name(matrix.columnName(column)), 60);
+  part["read-row"].textContent = inside === null ? "" : shortened(name(matrix.rowName(inside)), 32);
+  part["read-column"].textContent = column < 0 ? "" : shortened(name(matrix.columnName(column)), 32);
   part["read-row-kind"].textContent = inside === null || matrix.perHead ? "" : "query";
   part["read-column-kind"].textContent = column < 0 ? "" : matrix.perHead ? "query" : "key";
   part.arrow.textContent = inside === null || column < 0 ? "" : "→";
