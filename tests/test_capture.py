@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import pickle
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -35,6 +39,7 @@ def test_files_of_a_run(llama: nn.Module, tokens: dict[str, torch.Tensor], tmp_p
         "activations-bfloat16-00000.safetensors",
         "activations.safetensors.index.json",
         "capture.json",
+        "prompts.jsonl",
     }
     index = json.loads((tmp_path / "run/activations.safetensors.index.json").read_bytes())
     assert set(index["weight_map"]) == {"model.layers.0_residual/000000", "model.layers.1_residual/000000"}
@@ -335,6 +340,42 @@ def test_analysis_names_the_files(llama: nn.Module, tokens: dict[str, torch.Tens
     record = stored["activations"]["model.layers.0_residual"][0]
     assert list(record)[:6] == ["hook_id", "layer_name", "component", "shape", "dtype", "is_input"]
     assert stored["hooks_used"] == 2
+
+
+@pytest.mark.parametrize("way", ["pickle", "torch"])
+def test_a_hooked_model_can_be_stored_and_loaded(
+    llama: nn.Module, tokens: dict[str, torch.Tensor], tmp_path: Path, way: str
+) -> None:
+    hooks = ["model.layers.0:mlp:x", {"layer_name": "model.layers.1", "component": "mlp", "capture_input": True}]
+    with nsf.capture(llama, [*hooks, "model.layers.0.self_attn:attention_pattern"]) as cap:
+        if way == "pickle":
+            stored = pickle.dumps(llama)
+            twin = pickle.loads(stored)
+        else:
+            torch.save(llama, tmp_path / "model.pt")
+            twin = torch.load(tmp_path / "model.pt", weights_only=False)
+        expected = llama(**tokens).logits
+        assert torch.equal(twin(**tokens).logits, expected)
+    assert [record.step for record in cap.result["x"].records] == [0]
+    assert torch.equal(twin(**tokens).logits, expected)
+    # In another process, and again from there.
+    (tmp_path / "twice").write_bytes(pickle.dumps(pickle.loads(pickle.dumps(twin))))
+    (tmp_path / "ids").write_bytes(pickle.dumps((tokens, expected)))
+    script = (
+        "import pickle, sys, torch\n"
+        "model, (tokens, expected) = (pickle.load(open(name, 'rb')) for name in sys.argv[1:])\n"
+        "assert torch.equal(model(**tokens).logits, expected)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", script, tmp_path / "twice", tmp_path / "ids"],
+        capture_output=True,
+        check=False,
+        env=environment,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_copy_of_a_hooked_model_can_be_made(llama: nn.Module, tokens: dict[str, torch.Tensor]) -> None:

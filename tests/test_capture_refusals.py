@@ -30,6 +30,7 @@ def test_a_standing_run_is_not_overwritten(llama: nn.Module, tokens: dict[str, t
         llama(**tokens)
     assert {entry.name for entry in out.iterdir()} == {
         "notes.txt",
+        "prompts.jsonl",
         "activation_capture.json",
         "activation_capture_format.md",
         "activations-float32-00000.safetensors",

@@ -69,6 +69,8 @@ def test_it_reads_back() -> None:
         "dropped",
         "checksums",
         "recovery",
+        "generation",
+        "resumptions",
     ]
     assert again.hooks == full().hooks
     assert again.counters == full().counters

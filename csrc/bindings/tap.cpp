@@ -11,7 +11,10 @@
 namespace nsf {
 namespace {
 
-constexpr const char* capsule_name = "neuroscope_fast.tap";
+// What a tap is bound to: `tap` is a method of it.
+struct TapObject {
+    PyObject_HEAD Tap* tap;
+};
 
 class ReleasedGil {
   public:
@@ -211,8 +214,7 @@ PyObject* detach_or_raise(Session& session, const EngineError& error) {
 }
 
 PyObject* call_tap(PyObject* self, PyObject* const* arguments, Py_ssize_t count) {
-    auto* tap = static_cast<Tap*>(PyCapsule_GetPointer(self, capsule_name));
-    if (tap == nullptr) return nullptr;
+    Tap* const tap = reinterpret_cast<TapObject*>(self)->tap;
     if (count < 2 || count > 4) {
         PyErr_SetString(PyExc_TypeError, "a tap is called by torch with (module, inputs, output)");
         return nullptr;
@@ -239,13 +241,43 @@ PyMethodDef tap_method = {
     "tap", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(call_tap)), METH_FASTCALL,
     "A native tap of neuroscope-fast: stores the module's activation and returns None."};
 
+void delete_tap(PyObject* self) {
+    PyTypeObject* type = Py_TYPE(self);
+    delete reinterpret_cast<TapObject*>(self)->tap;
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+// A model that is serialised in the block: its copy has taps that do nothing.
+PyObject* reduce_tap(PyObject*, PyObject*) {
+    try {
+        const py::object inert = py::module_::import("neuroscope_fast.attachment").attr("InertTap");
+        return py::make_tuple(inert, py::tuple()).release().ptr();
+    } catch (py::error_already_set& error) {
+        error.restore();
+        return nullptr;
+    }
+}
+
+PyTypeObject* tap_type() {
+    static PyMethodDef methods[] = {{"__reduce__", reduce_tap, METH_NOARGS, nullptr}, {}};
+    static PyType_Slot slots[] = {
+        {Py_tp_dealloc, reinterpret_cast<void*>(delete_tap)}, {Py_tp_methods, methods}, {0, nullptr}};
+    static PyType_Spec spec = {"neuroscope_fast._core.Tap", sizeof(TapObject), 0,
+                               Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, slots};
+    static auto* const type = reinterpret_cast<PyTypeObject*>(PyType_FromSpec(&spec));  // for ever
+    if (type == nullptr) throw py::error_already_set();
+    return type;
+}
+
 }  // namespace
 
 py::object make_tap(Tap tap) {
     auto owned = std::make_unique<Tap>(std::move(tap));
-    const py::capsule self(owned.get(), capsule_name,
-                           [](void* pointer) { delete static_cast<Tap*>(pointer); });
-    static_cast<void>(owned.release());
+    auto* const object = PyObject_New(TapObject, tap_type());
+    if (object == nullptr) throw py::error_already_set();
+    object->tap = owned.release();
+    const auto self = py::reinterpret_steal<py::object>(reinterpret_cast<PyObject*>(object));
     PyObject* function = PyCFunction_New(&tap_method, self.ptr());
     if (function == nullptr) throw py::error_already_set();
     return py::reinterpret_steal<py::object>(function);

@@ -40,6 +40,8 @@ class Session:
         sync_at_close: bool = False,
         sync_bytes: int = 0,
         sync_seconds: float = 0.0,
+        first_prompt: int = 0,
+        first_shards: dict[str, int] = {},
         detaches: bool = False,
         overflow: str,
         direct_io: bool,

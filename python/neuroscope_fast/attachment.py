@@ -11,6 +11,13 @@ if TYPE_CHECKING:
     from .attention_interface import Listening
 
 
+class InertTap:
+    """What a tap is in a copy of the model that was stored and loaded while it was captured: it does nothing."""
+
+    def tap(self, *_arguments: object) -> None:
+        """Called by torch as a hook."""
+
+
 class Attachment:
     """The hooks of one capture, and what it listens to.
 

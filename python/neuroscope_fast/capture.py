@@ -40,6 +40,7 @@ def capture(
     *,
     dtype: str | torch.dtype | None = None,
     overwrite: bool = False,
+    resume: bool = False,
     analysis: str | None = None,
     description: str = "",
     **options: Any,
@@ -54,6 +55,8 @@ def capture(
             `float8_e5m2`, or `int8` with a float32 scale for each row); None stores them as they are. A hook's own
             dtype comes first.
         overwrite: replace a run that stands in `out`.
+        resume: continue the run that stands in `out`, if there is one, with the same model, hooks and options, at the
+            first prompt that is not whole: `first_prompt` says which; what there was of it is captured anew.
         analysis: a name; the run then is a circuit analysis in the reference document's form.
         description: a sentence on the analysis.
         options: `overflow` (`block`: a tap waits while the ring is full and nothing is lost; `drop`: the record is
@@ -63,7 +66,8 @@ def capture(
             fails ends with a CaptureWarning, and the model goes on without it), `direct_io`, `tensor_access`, and for
             CUDA devices `staging_bytes` and `staging_share`.
 
-    Raises HookError for hooks that cannot be on this model, OptionError for options that cannot be.
+    Raises HookError for hooks that cannot be on this model, OptionError for options that cannot be; entering the block
+    raises OptionError where the run to be resumed is of another model, or of other hooks or options.
     """
     if type(model).__name__ == "OptimizedModule" and hasattr(model, "_orig_mod"):
         # What torch.compile was given: it is captured when the compiled one runs, and its names are the user's.
@@ -81,13 +85,24 @@ def capture(
         chosen = msgspec.convert(given, CaptureOptions)
     except msgspec.ValidationError as error:
         raise OptionError(f"wrong option: {error}") from error
-    return Capture(model, hooks, _absolute(out), chosen, overwrite=overwrite)
+    if resume and (overwrite or out is None):
+        raise OptionError("a run is either resumed or overwritten" if overwrite else "resume needs a run: give out=DIR")
+    return Capture(model, hooks, _absolute(out), chosen, overwrite=overwrite, resume=resume)
 
 
 class Capture:
     """A capture of one model. Made by `capture()`; runs once, as a context manager."""
 
-    def __init__(self, model: nn.Module, hooks: Hooks, out: Path | None, options: CaptureOptions, *, overwrite: bool):
+    def __init__(
+        self,
+        model: nn.Module,
+        hooks: Hooks,
+        out: Path | None,
+        options: CaptureOptions,
+        *,
+        overwrite: bool,
+        resume: bool = False,
+    ):
         from .hooks import make_plan, refuse_compiled_ahead
         from .model_map import resolve_hooks
 
@@ -95,6 +110,9 @@ class Capture:
         self._model: nn.Module | None = model
         self._out = out
         self._overwrite = overwrite
+        self._resume = resume
+        self.generation: dict[str, Any] = {}
+        """How the texts are generated, for the manifest; a capture that resumes the run must say the same."""
         metadata_file_name(options.analysis)  # raises for a name that cannot be part of a file name
         parse_durability(options.durability)
         self._plan = make_plan(resolve_hooks(model, hooks), options.dtype)
@@ -126,9 +144,17 @@ class Capture:
         if self._out is not None:
             self._entered().sync()
 
+    @property
+    def first_prompt(self) -> int:
+        """The number of the prompt that is captured first: of a resumed run the first that is not whole, else 0.
+
+        Raises CaptureError before the block is entered.
+        """
+        return self._entered().first_prompt
+
     def next_prompt(self) -> None:
         """What runs from here on belongs to the next prompt: its steps are counted from 0 again."""
-        self._entered().next_prompt()
+        self._entered().prompts.next_prompt()
 
     def add_generation(
         self,
@@ -150,7 +176,7 @@ class Capture:
         for name, given in (("token_ids", token_ids), ("tokens", tokens)):
             if len(given) not in (0, total):
                 raise OptionError(f"{name} has {len(given)} entries, and there are {total} tokens")
-        self._entered().add_text(
+        self._entered().prompts.add_text(
             Text(
                 prompt=prompt,
                 generated_text=generated_text,
@@ -164,7 +190,13 @@ class Capture:
         if self._running is not None or self._model is None:
             raise CaptureError("a capture runs once: make a new one with nsf.capture(…)")
         self._running = running = RunningCapture(
-            self._model, self._plan, self.options, self._out, overwrite=self._overwrite
+            self._model,
+            self._plan,
+            self.options,
+            self._out,
+            overwrite=self._overwrite,
+            resume=self._resume,
+            generation=self.generation,
         )
         # The backstop for a block that is never left: the interpreter exits, or the object is lost.
         self._finalizer = weakref.finalize(

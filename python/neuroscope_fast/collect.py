@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from ._core import Session
     from .hooks import Plan
+    from .resume import Earlier
 
 
 class NativeRecord(NamedTuple):
@@ -46,6 +47,16 @@ class Collected:
     checksums: dict[str, dict[str, int]] = field(default_factory=dict)
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
     """For the memory sink: by the keys of every hook, shared tensors under each of theirs."""
+
+    def put_behind(self, earlier: Earlier) -> None:
+        """Make this the whole run: what was captured of it earlier, and then this."""
+        self.activations = {
+            hook_id: earlier.metadata.activations.get(hook_id, []) + records
+            for hook_id, records in self.activations.items()
+        }
+        self.weight_map = {**earlier.weight_map, **self.weight_map}
+        self.total_size += earlier.total_size
+        self.checksums = {**earlier.checksums, **self.checksums}
 
 
 def shard_file_name(dtype: str, number: int) -> str:

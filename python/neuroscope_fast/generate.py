@@ -6,11 +6,14 @@ print(run.metadata.generated_text)
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
 
 from .capture import Capture, capture
 from .errors import CaptureError, ModelError, OptionError
@@ -39,7 +42,7 @@ class GenerationProgress(NamedTuple):
     """The prompt that is being worked on, counted from 0; `prompts` once all are done."""
     prompts: int
     tokens: int
-    """Tokens generated so far."""
+    """Tokens generated so far, those of a run that is resumed not counted."""
     most_tokens: int
     """As many as there can be: fewer, where the model ends a text."""
 
@@ -69,6 +72,7 @@ def generate(
     analysis: str | None = None,
     description: str = "",
     overwrite: bool = False,
+    resume: bool = False,
     progress: ProgressCallback | None = None,
     **options: Any,
 ) -> Run:
@@ -83,7 +87,8 @@ def generate(
         model: `"demo"` for the embedded model, the path of a folder, an id on the Hugging Face Hub, or a
             model that is loaded already, with its `tokenizer`.
         prompts: text, or the messages of a chat (a list of `{"role": …, "content": …}`), or a list of either.
-        hooks, out, analysis, description, overwrite, options: as for `capture`.
+        hooks, out, analysis, description, overwrite, resume, options: as for `capture`. A run is resumed with the
+            same prompts and settings as it was begun.
         max_new_tokens: the most tokens to generate for a prompt; a model that ends its text sooner stops
             there.
         do_sample: sample, or take the likeliest token each time. None: sample if temperature, top_p or
@@ -118,8 +123,11 @@ def generate(
         ignore_eos=ignore_eos,
     )
     metadata_file_name(analysis)
-    if out is not None and not overwrite and (Path(out) / MANIFEST_FILE).exists():
-        raise CaptureError(f"{os.fspath(out)} already holds a run: choose another folder, or replace it with overwrite")
+    standing = out is not None and (Path(out) / MANIFEST_FILE).exists()
+    if standing and resume and arguments["do_sample"] and seed is None:
+        raise OptionError("a run that is sampled without a seed cannot be resumed: its texts would be others")
+    if standing and not (overwrite or resume):
+        raise CaptureError(f"{out!s} already holds a run: choose another folder, resume it, or replace it (overwrite)")
     if isinstance(model, (str, os.PathLike)):
         loaded = load_model(
             model,
@@ -135,16 +143,19 @@ def generate(
         loaded = _given(model, tokenizer)
     encoded = [encode_prompt(loaded.tokenizer, prompt, number) for number, prompt in enumerate(asked, start=1)]
     _check_lengths(loaded.model, encoded, max_new_tokens)
-    with capture(
+    prepared = capture(
         loaded.model,
         specs,
         out,
         dtype=capture_dtype,
         overwrite=overwrite,
+        resume=resume,
         analysis=analysis,
         description=description,
         **options,
-    ) as cap:
+    )
+    prepared.generation = {**arguments, "seed": seed, "prompts": len(encoded), "prompts_sha256": _digest(encoded)}
+    with prepared as cap:
         _generate_all(cap, loaded, encoded, arguments=arguments, seed=seed, progress=progress)
     return cap.result
 
@@ -177,6 +188,11 @@ def _check_lengths(model: Any, prompts: list[EncodedPrompt], max_new_tokens: int
             )
 
 
+def _digest(prompts: list[EncodedPrompt]) -> str:
+    """Of all tokens that are to be read."""
+    return hashlib.sha256(msgspec.json.encode([prompt.tokens for prompt in prompts])).hexdigest()
+
+
 class _Listener:
     """A streamer in transformers' sense: is handed the prompt's tokens, then each new one as it is chosen."""
 
@@ -205,15 +221,16 @@ def _generate_all(
     seed: int | None,
     progress: ProgressCallback | None,
 ) -> None:
-    most = len(prompts) * arguments["max_new_tokens"]
+    first = cap.first_prompt
+    most = (len(prompts) - first) * arguments["max_new_tokens"]
     done = 0
 
     def report(number: int, tokens: int) -> None:
         if progress is not None:
             progress(GenerationProgress(cap, number, len(prompts), tokens, most))
 
-    for number, prompt in enumerate(prompts):
-        if number:
+    for number, prompt in enumerate(prompts[first:], start=first):
+        if number > first:
             cap.next_prompt()
         report(number, done)
         listener = _Listener(partial(report, number), done)

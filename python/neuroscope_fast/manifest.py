@@ -154,8 +154,16 @@ class Recovery(Struct, kw_only=True):
     problems: list[str] = []
 
 
+class Resumption(Struct, kw_only=True):
+    """A capture that went on with the run of another, from a prompt on, at a time, with these versions."""
+
+    at: str
+    first_prompt: Count
+    versions: dict[str, str | None] = {}
+
+
 class Manifest(Struct, kw_only=True):
-    """`capture.json`."""
+    """`capture.json`. `generation`: with which arguments `nsf.generate` made the texts."""
 
     format: str = RUN_FORMAT
     format_version: int = FORMAT_VERSION
@@ -174,6 +182,8 @@ class Manifest(Struct, kw_only=True):
     dropped: list[Dropped] = []
     checksums: Checksums = msgspec.field(default_factory=Checksums)
     recovery: Recovery | None = None
+    generation: dict[str, Any] = {}
+    resumptions: list[Resumption] = []
 
 
 class _Versioned(Struct):

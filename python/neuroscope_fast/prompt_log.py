@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from msgspec import Struct
 
 from .errors import CaptureError, RunError
 from .files import read_regular
-from .records import Count, Generation, Usage
+from .records import Count, Generation, Usage, total_usage
 
 PROMPTS_FILE = "prompts.jsonl"
 
@@ -37,7 +38,8 @@ class Text(Struct, frozen=True, omit_defaults=True, kw_only=True):
 class PromptEntry(Struct, frozen=True, omit_defaults=True, kw_only=True):
     """One prompt of a run.
 
-    `records`: how many records the capture took from it, `drops`: how many found no room. `ended`: the capture went on
+    `records`: how many tensors the capture took from it (scales of int8 not counted), `drops`: how many found no room.
+    `usage`: the tokens that went through the model. `ended`: the capture went on
     to the next prompt, or was closed; not so where it was interrupted in this one. `texts`: for each row of the batch,
     if the capture was told.
     """
@@ -45,6 +47,7 @@ class PromptEntry(Struct, frozen=True, omit_defaults=True, kw_only=True):
     prompt: Count
     records: Count
     drops: Count = 0
+    usage: Usage = Usage()
     ended: bool = True
     texts: list[Text] = []
 
@@ -122,12 +125,26 @@ def read_prompts(folder: Path, *, torn: bool = False) -> list[PromptEntry]:
             entry = _decoder.decode(line)
             if entry.prompt != len(entries):
                 raise msgspec.DecodeError(f"it is of prompt {entry.prompt}, and that of {len(entries)} is due")
+            if any(len(text.tokens) not in (0, len(text.token_ids)) for text in entry.texts):
+                raise msgspec.DecodeError("it has other numbers of tokens and of their ids")
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             if torn:
                 break
             raise RunError(f"{path}, line {number}, is not a prompt of a run: {error}") from error
         entries.append(entry)
     return entries
+
+
+def texts_of(entries: Sequence[PromptEntry]) -> dict[str, Any]:
+    """What the metadata JSON says of the prompts of a run: `generated_text`, `usage` and `generations`. Tokens are
+    counted as they went through the model where no texts are known.
+    """
+    generations = generations_of(entries)
+    return {
+        "generated_text": "\n\n".join(each.generated_text for each in generations),
+        "usage": total_usage([each.usage for each in generations] or [entry.usage for entry in entries]),
+        "generations": generations if len(generations) > 1 else [],
+    }
 
 
 def generations_of(entries: Iterable[PromptEntry]) -> list[Generation]:

@@ -18,7 +18,7 @@ from .activations import Activations, Source
 from .errors import RunError, one_line
 from .files import plain_name, read_regular
 from .manifest import MANIFEST_FILE, Counters, Manifest, Status, decode_manifest
-from .prompt_log import PromptEntry, generations_of, read_prompts
+from .prompt_log import PromptEntry, read_prompts, texts_of
 from .records import Metadata, Record, decode_metadata_lazily, decode_records
 from .recovery import Recovered, merge, metadata_of, recover
 from .sources import DirectorySource, MemorySource
@@ -215,7 +215,7 @@ def read_unfinished(folder: Path, manifest: Manifest, *, live: bool = False) -> 
     crc32c = None if live else native_crc32c()
     found = recover(folder, manifest, published=read is None or manifest.status == "writing", crc32c=crc32c)
     if read is None:
-        metadata = metadata_of(manifest, found.activations, generations_of(read_prompts(folder, torn=True)))
+        metadata = metadata_of(manifest, found.activations)
     else:
         metadata, undecoded = read
         name = str(folder / manifest.metadata_file)
@@ -225,6 +225,8 @@ def read_unfinished(folder: Path, manifest: Manifest, *, live: bool = False) -> 
             for hook_id in {**known, **found.activations}
         }
         metadata = msgspec.structs.replace(metadata, activations=together)
+    if manifest.status == "writing" and (entries := read_prompts(folder, torn=True)):
+        metadata = msgspec.structs.replace(metadata, **texts_of(entries))  # more than a JSON from before a resumption
     return metadata, found
 
 

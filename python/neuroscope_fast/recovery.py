@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -26,12 +26,11 @@ from .records import (
     ActivationCapture,
     CircuitAnalysis,
     DataRef,
-    Generation,
     HookConfiguration,
     Metadata,
     Record,
     StepNote,
-    total_usage,
+    Usage,
 )
 from .shard_file import ShardFile
 
@@ -256,13 +255,8 @@ def merge(known: Iterable[Record], found: Iterable[Record]) -> list[Record]:
     return [merged[order] for order in sorted(merged)]
 
 
-def metadata_of(
-    manifest: Manifest, activations: dict[str, list[Record]], generations: Sequence[Generation] = ()
-) -> Metadata:
-    """The metadata of a run that has no metadata JSON; without `generations` no text and no token counts are known."""
-    usage = total_usage(each.usage for each in generations)
-    text = "\n\n".join(each.generated_text for each in generations)
-    several = list(generations) if len(generations) > 1 else []
+def metadata_of(manifest: Manifest, activations: dict[str, list[Record]]) -> Metadata:
+    """The metadata of a run that has no metadata JSON: no text and no token counts are known."""
     configurations = [
         HookConfiguration(
             layer_name=hook.layer_name,
@@ -288,19 +282,17 @@ def metadata_of(
             analysis_name=name.removeprefix("circuit_analysis_"),
             analysis_description=_text(manifest.options.get("description")),
             hooks_used=len(configurations),
-            generated_text=text,
+            generated_text="",
             activations=activations,
-            usage=usage,
+            usage=Usage(),
             hook_configurations=configurations,
-            generations=several,
         )
     return ActivationCapture(
         timestamp=manifest.created,
         demo_type="activation_capture",
         total_hooks=len(configurations),
-        generated_text=text,
+        generated_text="",
         activations=activations,
-        usage=usage,
+        usage=Usage(),
         hook_configurations=configurations,
-        generations=several,
     )

@@ -117,7 +117,8 @@ def _recover(folder: Path, manifest: Manifest, crc32c: Crc32c) -> None:
     counters = manifest.counters
     if killed:
         whole = sum(len(keys) for keys in done.checksums.values())
-        counters = replace(counters, records=whole, acknowledged=done.acknowledged)
+        # Before a run was resumed it counted what it went on from, all of which is durable.
+        counters = replace(counters, records=whole, acknowledged=counters.acknowledged + done.acknowledged)
     manifest = replace(
         manifest,
         status="interrupted" if killed else manifest.status,

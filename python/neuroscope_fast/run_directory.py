@@ -99,8 +99,9 @@ os.register_at_fork(after_in_child=_forget_in_child)
 class RunDirectory:
     """A folder that this process is writing a run into. It holds an exclusive lock on it until `release`."""
 
-    def __init__(self, path: Path, metadata_file: str, *, overwrite: bool):
-        """Create the folder, lock it, and make sure that no run stands in it.
+    def __init__(self, path: Path, metadata_file: str, *, overwrite: bool, resume: bool = False):
+        """Create the folder, lock it, and make sure that no run stands in it. With `resume` one may: `.resumes` says
+        whether it does.
 
         Raises CaptureError where it holds a run already and `overwrite` is False, or another process writes there.
         """
@@ -112,8 +113,10 @@ class RunDirectory:
         except OSError as error:
             raise CaptureError(f"cannot create the run directory {path}: {error.strerror}") from error
         _locked.add(self)
+        self.resumes = resume and (path / MANIFEST_FILE).exists()
         try:
-            self._clear(overwrite)
+            if not self.resumes:
+                self._clear(overwrite)
         except BaseException:
             self.release()
             raise

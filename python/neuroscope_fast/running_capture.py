@@ -18,21 +18,19 @@ from .devices import device_counters
 from .durability import parse_durability
 from .environment import float8_rules, model_info, versions
 from .errors import CaptureError, CaptureWarning, OptionError
-from .manifest import INDEX_FILE, MANIFEST_FILE, Counters, Manifest, ManifestHook, Status, encode_index, encode_manifest
+from .manifest import INDEX_FILE, MANIFEST_FILE, Counters, Manifest, Resumption, Status, encode_index, encode_manifest
 from .memory import available_bytes
 from .options import CaptureOptions
-from .prompt_log import PromptEntry, PromptLog, Text, generations_of
+from .prompt_log import texts_of
+from .prompt_recorder import PromptRecorder
 from .records import (
-    ActivationCapture,
-    CircuitAnalysis,
-    Generation,
-    HookConfiguration,
     Metadata,
-    Usage,
     encode_metadata,
-    total_usage,
 )
+from .repair import recover_run
+from .resume import Earlier, resume_run
 from .run_directory import RunDirectory, metadata_file_name, report_file_name
+from .run_metadata import add_counters, hook_configurations, manifest_hooks, run_metadata
 
 if TYPE_CHECKING:
     from torch import nn
@@ -53,35 +51,43 @@ _UNKNOWN_GRAPH = (
 class RunningCapture:
     """What lives from the entry of the block to its end. Knows the Capture no more, so that it can outlive it."""
 
-    def __init__(self, model: nn.Module, plan: Plan, options: CaptureOptions, out: Path | None, *, overwrite: bool):
+    def __init__(
+        self,
+        model: nn.Module,
+        plan: Plan,
+        options: CaptureOptions,
+        out: Path | None,
+        *,
+        overwrite: bool,
+        resume: bool,
+        generation: dict[str, Any],
+    ):
         from . import _core
 
         self.plan = plan
         self.options = options
-        self._texts: list[Text] = []  # of the prompt that is under way
-        self._generations: list[Generation] = []
-        self._entries: list[PromptEntry] = []  # of a capture in memory; on disk they are in the log
-        self._log: PromptLog | None = None
-        self._log_failure: CaptureError | None = None
-        self._counted = (0, 0)  # records taken and dropped before the prompt that is under way
         self.result: Run | None = None
         self.finished = False
         self._metadata_file = metadata_file_name(options.analysis)
         self._process = os.getpid()
         self._lock = threading.RLock()
         self._attachment = Attachment()
-        self.manifest = self._first_manifest(model)
+        self.manifest = self._first_manifest(model, generation)
         self._observer: PassObserver | None = None
         self._compiled: CompiledCode | None = None
         self._graph_warnings: list[str] = []
         self._directory: RunDirectory | None = None
+        self._earlier: Earlier | None = None
         e4m3_saturates, e5m2_saturates = float8_rules()
         durability = parse_durability(options.durability)
         _refuse_too_large_a_ring(options.ring_bytes)
         if out is not None:
-            self._directory = RunDirectory(out, self._metadata_file, overwrite=overwrite)
-            self._log = PromptLog(out)
+            if resume and (out / MANIFEST_FILE).exists():
+                recover_run(out)
+            self._directory = RunDirectory(out, self._metadata_file, overwrite=overwrite, resume=resume)
         try:
+            if self._directory is not None and self._directory.resumes:
+                self._resume(self._directory.path)
             self.session: Session = _core.Session(
                 self.plan.streams,
                 len(self.plan.taps),
@@ -92,6 +98,8 @@ class RunningCapture:
                 sync_at_close=durability.at_close,
                 sync_bytes=durability.bytes,
                 sync_seconds=durability.seconds,
+                first_prompt=self.first_prompt,
+                first_shards={} if self._earlier is None else self._earlier.first_shards,
                 detaches=options.on_error == "detach",
                 overflow=options.overflow,
                 direct_io=options.direct_io,
@@ -101,6 +109,7 @@ class RunningCapture:
                 staging_bytes=options.staging_bytes,
                 staging_share=options.staging_share,
             )
+            self.prompts = PromptRecorder(self.session, out, [] if self._earlier is None else self._earlier.prompts)
         except BaseException as error:
             self.cancel()
             if isinstance(error, MemoryError):
@@ -108,6 +117,33 @@ class RunningCapture:
             if isinstance(error, (ValueError, TypeError)):
                 raise OptionError(f"wrong option: {error}") from error
             raise
+
+    @property
+    def first_prompt(self) -> int:
+        """The number of the first prompt that is captured: not 0 where a run is continued."""
+        return 0 if self._earlier is None else self._earlier.first_prompt
+
+    def _resume(self, folder: Path) -> None:
+        """Take the prompts of the run in `folder` that are whole as the beginning of this one."""
+        try:
+            earlier = resume_run(folder, self.manifest, hook_configurations(self.plan))
+        except OSError as error:
+            raise CaptureError(f"{error.filename or folder} cannot be resumed: {error.strerror}") from error
+        self._earlier = earlier
+        before = earlier.manifest
+        resumption = Resumption(
+            at=self.manifest.created, first_prompt=earlier.first_prompt, versions=self.manifest.versions
+        )
+        self.manifest = msgspec.structs.replace(
+            self.manifest,
+            created=before.created,
+            versions=before.versions,
+            counters=before.counters,
+            dropped=before.dropped,
+            checksums=before.checksums,
+            recovery=before.recovery,
+            resumptions=[*before.resumptions, resumption],
+        )
 
     def start(self, model: nn.Module) -> None:
         """Put the hooks on and, on disk, say that a run is being written."""
@@ -118,6 +154,7 @@ class RunningCapture:
 
         open_devices(model, self.plan, self.session)
         self._observer = PassObserver(model, self.session, [tap.place.module for tap in self.plan.taps])
+        self.prompts.count_tokens = self._observer.usage
         self._compiled = CompiledCode(self._observer, self._attachment)
         self._compiled.start()
         self._observer.attach_first(self._attachment, self._compiled)
@@ -135,10 +172,10 @@ class RunningCapture:
         session = getattr(self, "session", None)
         if session is not None:  # what it holds of a device must not wait for the traceback to be forgotten
             session.close()
-        if self._log is not None:
-            self._log.close()
+            self.prompts.close()
         if self._directory is not None:
-            self._directory.discard()
+            if not self._directory.resumes:
+                self._directory.discard()
             self._directory.release()
 
     def _detach(self) -> None:
@@ -149,7 +186,7 @@ class RunningCapture:
         if self._compiled is not None:
             self._compiled.stop()
 
-    def _first_manifest(self, model: nn.Module) -> Manifest:
+    def _first_manifest(self, model: nn.Module, generation: dict[str, Any]) -> Manifest:
         return Manifest(
             status="writing",
             created=datetime.now().isoformat(),
@@ -157,66 +194,14 @@ class RunningCapture:
             versions=versions(),
             model=model_info(model),
             options=msgspec.to_builtins(self.options),
-            hooks={
-                each.hook.hook_id: ManifestHook(
-                    layer_name=each.hook.layer_name,
-                    component=each.hook.component,
-                    module=_module_of(each.hook),
-                    input=each.input,
-                    output=each.output,
-                    dtype=each.dtype,
-                    positions=each.hook.spec.positions,
-                    phase=each.hook.spec.phase,
-                    every=each.hook.spec.every,
-                    heads=_heads_of(each.hook),
-                    reduction=each.hook.spec.reduction,
-                    top_k=each.hook.spec.top_k,
-                    indices=each.indices,
-                )
-                for each in self.plan.hooks
-            },
+            hooks=manifest_hooks(self.plan),
+            generation=generation,
         )
-
-    def add_text(self, text: Text) -> None:
-        """What the model read and wrote in the prompt that is under way, for its next row."""
-        with self._lock:
-            self._texts.append(text)
-
-    def next_prompt(self) -> None:
-        """End the prompt that is under way, if anything has run in it."""
-        with self._lock:
-            before = self.session.prompt
-            self.session.next_prompt()
-            if self.session.prompt != before:
-                self._end_prompt(before, ended=True)
 
     def sync(self) -> None:
         """Return when everything so far is durable. Raises CaptureError."""
         self.session.sync()
-        with self._lock:
-            if self._log is not None:
-                self._log.sync()
-
-    def _end_prompt(self, number: int, *, ended: bool) -> None:
-        stats = self.session.stats()
-        taken, drops = stats["taken"], stats["drops"]
-        texts, self._texts = self._texts, []
-        entry = PromptEntry(
-            prompt=number,
-            records=taken - self._counted[0],
-            drops=drops - self._counted[1],
-            ended=ended,
-            texts=texts,
-        )
-        self._counted = (taken, drops)
-        self._generations += generations_of([entry])
-        if self._log is None:
-            self._entries.append(entry)
-        elif self._log_failure is None:
-            try:
-                self._log.append(entry)
-            except CaptureError as error:  # raised at the end: the model is not to be stopped by it
-                self._log_failure = error
+        self.prompts.sync()
 
     def counters(self) -> Counters:
         return msgspec.convert(self.session.stats(), Counters, strict=False)
@@ -247,10 +232,9 @@ class RunningCapture:
                 status, cause = "interrupted", "KeyboardInterrupt"
             if self.session.detached_by:
                 status, cause = "failed", self.session.detached_by
-            if self._texts or self.session.stats()["taken"] + self.session.stats()["drops"] > sum(self._counted):
-                self._end_prompt(self.session.prompt, ended=status == "complete")
-            if self._log_failure is not None and failure is None:
-                failure, status, cause = self._log_failure, "failed", str(self._log_failure)
+            self.prompts.finish(ended=status == "complete")
+            if self.prompts.failure is not None and failure is None:
+                failure, status, cause = self.prompts.failure, "failed", str(self.prompts.failure)
             try:
                 self._write(status, cause)
             except CaptureError as error:
@@ -261,8 +245,7 @@ class RunningCapture:
             finally:
                 self.finished = True
                 self._observer = self._compiled = None
-                if self._log is not None:
-                    self._log.close()
+                self.prompts.close()
                 if self._directory is not None:
                     self._directory.release()
         if failure is not None and self.options.on_error == "raise":
@@ -290,20 +273,31 @@ class RunningCapture:
             on_disk=on_disk,
             published=directory.published if directory is not None else lambda _: False,
         )
-        metadata = self._metadata(collected)
+        counters, dropped = self.counters(), collect_dropped(self.session, self.plan)
+        if self._earlier is not None:
+            collected.put_behind(self._earlier)
+            counters = add_counters(self._earlier.manifest.counters, counters)
+            dropped = self._earlier.manifest.dropped + dropped
+        metadata = run_metadata(
+            self.plan,
+            self.options,
+            self.manifest.created,
+            collected.activations,
+            texts_of(self.prompts.entries),
+        )
         self.manifest = msgspec.structs.replace(
             self.manifest,
             status=status,
             cause=cause,
             closed=datetime.now().isoformat(),
-            counters=self.counters(),
+            counters=counters,
             devices=device_counters(self.session),
             warnings=self._warnings(collected),
-            dropped=collect_dropped(self.session, self.plan),
+            dropped=dropped,
             checksums=checksums_of(collected),
         )
         if directory is None:
-            self.result = Run(metadata, self.manifest, MemorySource(collected.tensors), prompts=self._entries)
+            self.result = Run(metadata, self.manifest, MemorySource(collected.tensors), prompts=self.prompts.entries)
             return
         self.result = Run(metadata, self.manifest, DirectorySource(directory.path), directory.path)
         self._write_files(directory, metadata, collected)
@@ -314,8 +308,7 @@ class RunningCapture:
         encoded = encode_metadata(metadata)
         index = encode_index(collected.weight_map, collected.total_size)
         directory.write({self._metadata_file: encoded, INDEX_FILE: index})
-        if self._log is not None:
-            self._log.sync()
+        self.prompts.sync()
         # The manifest last: it says of the others that they are whole.
         report = render(encoded).encode()
         directory.write({report_file_name(self._metadata_file): report, MANIFEST_FILE: encode_manifest(self.manifest)})
@@ -327,13 +320,19 @@ class RunningCapture:
         """
         for line in self.session.warnings() + self._graph_warnings:
             warnings.warn(line, CaptureWarning, stacklevel=3)
-        for reason, silent in never_ran(self.plan, self.session).items():
+        for reason, hooks in never_ran(self.plan, self.session).items():
+            silent = [hook_id for hook_id in hooks if not self._captured_earlier(hook_id)]
+            if not silent:
+                continue
             shown = ", ".join(silent[:4]) + (f" and {len(silent) - 4} more" if len(silent) > 4 else "")
             warnings.warn(
                 f"nothing was captured for {shown}: the hooked {reason.replace('module', 'modules', 1)}",
                 CaptureWarning,
                 stacklevel=3,
             )
+
+    def _captured_earlier(self, hook_id: str) -> bool:
+        return self._earlier is not None and bool(self._earlier.metadata.activations.get(hook_id))
 
     def _warnings(self, collected: Collected) -> list[str]:
         silent = {hook_id: why for why, hooks in never_ran(self.plan, self.session).items() for hook_id in hooks}
@@ -349,46 +348,6 @@ class RunningCapture:
             lines.append(f"records dropped because the ring was full: {drops}")
         return lines
 
-    def _metadata(self, collected: Collected) -> Metadata:
-        generations = self._generations
-        if generations:
-            usage = total_usage(each.usage for each in generations)
-        else:
-            usage = self._observer.usage() if self._observer is not None else Usage()
-        common: dict[str, Any] = {
-            "timestamp": self.manifest.created,
-            "generated_text": "\n\n".join(each.generated_text for each in generations),
-            "activations": collected.activations,
-            "usage": usage,
-            "hook_configurations": [
-                HookConfiguration(
-                    layer_name=each.hook.layer_name,
-                    component=each.hook.component,
-                    hook_id=each.hook.hook_id,
-                    capture_output=each.output is not None,
-                    capture_input=each.input is not None,
-                    dtype=each.hook.spec.dtype,
-                    positions=each.hook.spec.positions,
-                    phase=each.hook.spec.phase,
-                    every=each.hook.spec.every,
-                    heads=_heads_of(each.hook),
-                    reduction=each.hook.spec.reduction,
-                    top_k=each.hook.spec.top_k,
-                )
-                for each in self.plan.hooks
-            ],
-            "generations": generations if len(generations) > 1 else [],
-        }
-        if self.options.analysis is None:
-            return ActivationCapture(demo_type="activation_capture", total_hooks=len(self.plan.hooks), **common)
-        return CircuitAnalysis(
-            demo_type="circuit_analysis",
-            analysis_name=self.options.analysis,
-            analysis_description=self.options.description,
-            hooks_used=len(self.plan.hooks),
-            **common,
-        )
-
 
 def _refuse_too_large_a_ring(ring_bytes: int) -> None:
     """Its memory is taken as it is used: better to say now that there is not enough than to be killed then."""
@@ -397,14 +356,3 @@ def _refuse_too_large_a_ring(ring_bytes: int) -> None:
         raise OptionError(
             f"there is no memory for a ring of {ring_bytes} bytes: {available} are available; lower ring_bytes"
         )
-
-
-def _module_of(hook: Any) -> str:
-    place = hook.output or hook.input
-    return str(place.module)
-
-
-def _heads_of(hook: Any) -> list[int] | None:
-    """Counted from the front; None for all of them."""
-    part = hook.output.part if hook.output is not None else None
-    return list(part.heads) if part is not None and part.heads is not None else None

@@ -39,6 +39,7 @@ with atheris.instrument_imports(include=["neuroscope_fast"]) if __name__ == "__m
     from neuroscope_fast.journal import parse_journal
     from neuroscope_fast.layer_pattern import expand_pattern
     from neuroscope_fast.manifest import Manifest, decode_manifest, encode_manifest
+    from neuroscope_fast.prompt_log import PROMPTS_FILE, read_prompts, texts_of
     from neuroscope_fast.reader import Run, open_run
     from neuroscope_fast.records import DataRef, decode_metadata, encode_metadata
     from neuroscope_fast.recovery import metadata_of
@@ -93,6 +94,20 @@ def journal(data: bytes) -> None:
             end = record.end
         for entry in list(shard.entries.values())[:MOST_ENTRIES]:
             assert 0 < parsed.data_start <= entry.begin <= entry.end <= 12_000
+
+
+def prompts(data: bytes) -> None:
+    """The prompts of a run, as a capture closed them and as a kill left them; the latter is never an error."""
+    (SCRATCH / PROMPTS_FILE).write_bytes(data)
+    torn = read_prompts(SCRATCH, torn=True)
+    assert [entry.prompt for entry in torn] == list(range(len(torn)))
+    texts_of(torn)
+    try:
+        whole = read_prompts(SCRATCH)
+    except NeuroscopeError as error:
+        one_line(error)
+    else:
+        assert whole == torn
 
 
 def with_checksums(data: bytes) -> bytes:
@@ -221,7 +236,7 @@ COMMANDS: list[Callable[[Path], None]] = [
 ]
 RUNS = _runs() if (SEEDS / "run").is_dir() else []
 TARGETS: dict[str, Callable[[bytes], None]] = {
-    each.__name__: each for each in (header, journal, index, spec, manifest, metadata, run)
+    each.__name__: each for each in (header, journal, index, spec, manifest, metadata, prompts, run)
 }
 
 

@@ -29,6 +29,20 @@ SPECS = {
 }
 
 
+TEXT = {
+    "prompt": "Recursion is",
+    "generated_text": " a\u2028\n<b>",
+    "usage": {"prompt_tokens": 2, "completion_tokens": 1, "total_tokens": 3},
+    "token_ids": [1, 862, 2**31],
+    "tokens": ["<|bos|>", "Rec", "\x1b[31m"],
+}
+ENTRIES = [
+    {"prompt": 0, "records": 12, "drops": 3, "usage": TEXT["usage"], "texts": [TEXT, {**TEXT, "tokens": []}]},
+    {"prompt": 1, "records": 0, "ended": False},
+]
+PROMPTS = b"".join(json.dumps(each).encode() + b"\n" for each in ENTRIES)
+
+
 def tensors() -> list[Tensor]:
     return [
         Tensor("a/000000", "a", random_tensor((1, 2, 2)), source="bfloat16", stream=5),
@@ -86,6 +100,7 @@ def seeds(scratch: Path) -> dict[str, dict[str, bytes]]:
             **{path.stem: path.read_bytes() for path in sorted(golden_runs.GOLDEN.glob("*.json"))},
             "flow": (scratch / "complete" / "circuit_analysis_flow.json").read_bytes(),
         },
+        "prompts": {"two": PROMPTS, "torn": PROMPTS[:-40], "bare": b'{"prompt":0,"records":0}\n'},
         "run": runs,
     }
 

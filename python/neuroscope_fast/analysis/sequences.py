@@ -9,14 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from ..activations import SEQUENCE_AXIS, Activations
+from ..activations import SEQUENCE_AXIS
 from ..errors import RunError
 from ..reader import Run
 from ..records import Record
+from .run_index import index_of
 
 Array = np.ndarray[Any, Any]
 
@@ -113,10 +113,10 @@ def prompt_numbers(run: Run) -> list[int]:
 
 def rows(run: Run, prompt: int) -> int:
     """The rows of the batch that a prompt was."""
-    told = _of(run).texts.get(prompt, [])
+    told = index_of(run).texts.get(prompt, [])
     if told:
         return len(told)
-    records = (record for hook_id in run for record in _of(run).records(hook_id, prompt))
+    records = (record for hook_id in run for record in index_of(run).records(hook_id, prompt))
     return next((record.shape[0] for record in records if len(record.shape) >= 3), 1)
 
 
@@ -124,16 +124,14 @@ def tokens(run: Run, prompt: int = 0, row: int = 0) -> Tokens:
     """The tokens of a sequence: as the capture was told them (`nsf.generate`, `Capture.add_generation`), or the ids
     that it took at the input of the embedding. Where neither is in the run, labels are the numbers of the positions.
     """
-    text = next(iter(_of(run).texts.get(prompt, [])[row : row + 1]), None)
+    text = next(iter(index_of(run).texts.get(prompt, [])[row : row + 1]), None)
     if text is not None and text.token_ids:
         labels = list(text.tokens) or [f"#{token}" for token in text.token_ids]
         return Tokens(list(text.token_ids), labels, text.usage.prompt_tokens)
     for hook_id in run:
-        records = _of(run).records(hook_id, prompt, is_input=True)
+        records = index_of(run).records(hook_id, prompt, is_input=True)
         if records and records[0].component == "embedding" and records[0].dtype in ("int64", "int32"):
-            steps = list(_steps(run, hook_id, prompt, row, is_input=True))
-            ids = [int(token) for step in steps for token in step.values]
-            return Tokens(ids, [f"#{token}" for token in ids], len(steps[0].values) if steps else 0)
+            return _read_ids(run, hook_id, prompt, row)
     length, first = _length(run, prompt, row)
     return Tokens([], [str(position) for position in range(length)], first)
 
@@ -145,7 +143,7 @@ def join(run: Run, hook_id: str, prompt: int = 0, row: int = 0) -> Joined:
     Raises RunError where the hook holds nothing of it, several sequences, or no axis of rows and positions; and for
     `key` and `value`, each of whose tensors is the whole cache, and patterns, for which there is `pattern`.
     """
-    records = _of(run).records(hook_id, prompt)
+    records = index_of(run).records(hook_id, prompt)
     if records and _kind(records[0]) in (*_WITH_KEYS, "key", "value"):
         raise RunError(f"{hook_id} holds tensors of the whole cache, which make no sequence of positions")
     steps = list(_steps(run, hook_id, prompt, row))
@@ -163,7 +161,7 @@ def pattern(run: Run, hook_id: str, prompt: int = 0, row: int = 0) -> Pattern:
     Of the reductions `mean` and `max` [B, Q, K] it is the one of all heads together. Raises RunError as `join` does,
     and for hooks that hold no patterns.
     """
-    records = _of(run).records(hook_id, prompt)
+    records = index_of(run).records(hook_id, prompt)
     if not records or _kind(records[0]) not in _WITH_KEYS:
         raise RunError(f"{hook_id} holds no attention patterns of prompt {prompt}")
     padding = _padding(run, prompt, row)
@@ -191,47 +189,9 @@ class _Step(NamedTuple):
     last: int
 
 
-class _Index:
-    """The records of a run by hook and prompt, looked up once."""
-
-    def __init__(self, run: Run):
-        self.texts = {entry.prompt: entry.texts for entry in run.prompts}
-        self.real_tokens: dict[int, Record] = {}  # of each prompt one whole prefill that tells its padding
-        self._sides: dict[tuple[str, bool], tuple[Activations, dict[int, list[int]]]] = {}
-        for hook_id in run:
-            for side in (run[hook_id].inputs, run[hook_id].outputs):
-                by_prompt: dict[int, list[int]] = {}
-                for number, record in enumerate(side.records):
-                    by_prompt.setdefault(record.prompt, []).append(number)
-                    if record.real_tokens is not None and record.positions is None and record.step == 0:
-                        self.real_tokens.setdefault(record.prompt, record)
-                if by_prompt:
-                    self._sides[hook_id, side.records[0].is_input] = side, by_prompt
-
-    def each(self, hook_id: str, prompt: int, is_input: bool = False) -> Iterator[tuple[Activations, int]]:
-        """Of one side of a hook the tensors of a prompt: where they are, and at which number."""
-        side, by_prompt = self._sides.get((hook_id, is_input), (None, {}))
-        if side is not None:
-            yield from ((side, number) for number in by_prompt.get(prompt, ()))
-
-    def records(self, hook_id: str, prompt: int, is_input: bool = False) -> list[Record]:
-        """Of one side of a hook the records of a prompt."""
-        return [side.record(number) for side, number in self.each(hook_id, prompt, is_input)]
-
-
-_indices: WeakKeyDictionary[Run, _Index] = WeakKeyDictionary()
-
-
-def _of(run: Run) -> _Index:
-    found = _indices.get(run)
-    if found is None:
-        found = _indices[run] = _Index(run)
-    return found
-
-
-def _steps(run: Run, hook_id: str, prompt: int, row: int, is_input: bool = False) -> Iterator[_Step]:
+def _steps(run: Run, hook_id: str, prompt: int, row: int) -> Iterator[_Step]:
     padding = _padding(run, prompt, row)
-    for activations, number in _of(run).each(hook_id, prompt, is_input):
+    for activations, number in index_of(run).each(hook_id, prompt):
         record = activations.record(number)
         if record.call > 0:
             raise RunError(
@@ -248,12 +208,20 @@ def _steps(run: Run, hook_id: str, prompt: int, row: int, is_input: bool = False
         yield _Step(kept - np.searchsorted(padding, kept), values, int(told.max(initial=-1)))
 
 
+def _read_ids(run: Run, hook_id: str, prompt: int, row: int) -> Tokens:
+    """The ids that went into an embedding: a prefill with its padding, then token by token."""
+    steps = [activations[number] for activations, number in index_of(run).each(hook_id, prompt, is_input=True)]
+    if any(step.dim() != 2 or row >= step.shape[0] for step in steps):
+        raise RunError(f"{hook_id} holds no token ids of prompt {prompt}, row {row}")
+    padding = _padding(run, prompt, row)
+    ids = np.delete(np.concatenate([step[row].numpy() for step in steps]), padding).tolist()
+    return Tokens(ids, [f"#{token}" for token in ids], int(steps[0].shape[1]) - len(padding))
+
+
 def _axis(record: Record) -> int:
     """On which axis the positions lie. Raises RunError where there are no rows and positions apart."""
     rank = len(record.shape)
     axis = rank - SEQUENCE_AXIS.get(_kind(record), 2)
-    if record.component == "embedding" and record.is_input:
-        axis = 1
     if not 1 <= axis < rank:
         raise RunError(
             f"{record.hook_id} holds tensors of shape {list(record.shape)}, which have no axes of rows and positions"
@@ -287,7 +255,7 @@ def _real(record: Record, row: int, length: int) -> Array:
 
 def _padding(run: Run, prompt: int, row: int) -> Array:
     """The positions of a row that are padding, ascending: as a record of whole passes tells them."""
-    record = _of(run).real_tokens.get(prompt)
+    record = index_of(run).real_tokens.get(prompt)
     if record is None or record.real_tokens is None or row >= len(record.real_tokens):
         return np.arange(0)
     length = record.shape[_axis(record)]
@@ -320,7 +288,7 @@ def _length(run: Run, prompt: int, row: int) -> tuple[int, int]:
     length, first = 0, 0
     padding = _padding(run, prompt, row)
     for hook_id in run:
-        for record in _of(run).records(hook_id, prompt):
+        for record in index_of(run).records(hook_id, prompt):
             if record.component in ("key", "value", "router", "expert") or len(record.shape) < 3:
                 continue
             if row < record.shape[0]:

@@ -102,6 +102,9 @@ def capture(
         int | None, typer.Option(metavar="K", help=f"The reduction top_k keeps so many keys; else {TOP_K}.", min=1)
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that is in DIR.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run that is in DIR, which was interrupted, if there is one.")
+    ] = False,
     overflow: Annotated[
         str, typer.Option(metavar="POLICY", help="When the ring is full: block, drop or fail.")
     ] = "block",
@@ -154,6 +157,7 @@ def capture(
         "analysis": analysis,
         "description": description,
         "overwrite": overwrite,
+        "resume": resume,
         "overflow": one_of(overflow, _OVERFLOW, "--overflow"),
         "durability": durability,
         "on_error": one_of(on_error, ("raise", "detach"), "--on-error"),
@@ -192,7 +196,7 @@ def run_generation(model: str, out: Path, **arguments: Any) -> RunSummary:
         say(f"interrupted: {out} holds what was captured until then" if meter and meter.started else "interrupted")
         raise typer.Exit(130) from None
     prompts = arguments["prompts"]
-    wanted = len(prompts) * arguments["max_new_tokens"]
+    wanted = meter.most_tokens
     if meter.tokens < wanted:
         say(f"note: the model ended its text after {meter.tokens} of {wanted} tokens; --ignore-eos goes on")
     summary = summarise_run(run)

@@ -57,6 +57,7 @@ class GenerationMeter:
         self.seconds = 0.0
         """From the first prompt's start to the last token, the loading of the model not counted."""
         self.tokens = 0
+        self.most_tokens = 0
         self.tokens_per_second = 0.0
         """From the first token on: what comes before it is the prompt's length, and libraries that warm up."""
 
@@ -67,6 +68,7 @@ class GenerationMeter:
 
     def __call__(self, progress: GenerationProgress) -> None:
         now = time.perf_counter()
+        self.most_tokens = progress.most_tokens
         self._measure(now, progress.tokens)
         if self._bar.disable or (now - self._drawn < 1 / _REFRESHES and progress.prompt < progress.prompts):
             return

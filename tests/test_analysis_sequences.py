@@ -1,0 +1,168 @@
+"""The sequences of a run: the same values as a forward of that sequence alone, whatever it was batched with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import neuroscope_fast as nsf
+import numpy as np
+import pytest
+import torch
+from neuroscope_fast.analysis import sequences
+from neuroscope_fast.analysis.results import encode
+from neuroscope_fast.analysis.tables import cell_text
+from torch import nn
+
+TEXTS = ["Recursion is", "When Mary and John went to the store, John", "A"]
+LAYER = "model.layers.5"
+HOOKS: list[Any] = [
+    f"{LAYER}:residual",
+    f"{LAYER}.self_attn:attention_pattern",
+    f"{LAYER}.self_attn:head_output",
+    "model.embed_tokens:embedding",
+    *(
+        {
+            "layer_name": f"{LAYER}.self_attn",
+            "component": "attention_pattern",
+            "reduction": reduction,
+            "hook_id": reduction,
+        }
+        for reduction in ("entropy", "mean", "top_k")
+    ),
+    {"layer_name": f"{LAYER}.self_attn", "component": "attention_pattern", "heads": [3, 1], "hook_id": "two"},
+    {"layer_name": "model.embed_tokens", "component": "embedding", "capture_input": True, "hook_id": "ids"},
+    {"layer_name": f"{LAYER}", "component": "residual", "positions": "last", "hook_id": "last"},
+]
+PATTERN, HEADS, RESIDUAL = (
+    f"{LAYER}.self_attn_attention_pattern",
+    f"{LAYER}.self_attn_head_output",
+    f"{LAYER}_residual",
+)
+
+
+@pytest.fixture(scope="module")
+def demo() -> tuple[nn.Module, Any]:
+    torch.set_num_threads(1)
+    return nsf.demo.load()
+
+
+def padded(demo: tuple[nn.Module, Any], side: str, steps: int = 3) -> nsf.Run:
+    """A batch that is padded on one side, and some tokens decoded behind it."""
+    model, tokenizer = demo
+    tokenizer.padding_side = side
+    batch = tokenizer(TEXTS, return_tensors="pt", padding=True)
+    with nsf.capture(model, HOOKS) as cap:
+        if side == "left":
+            model.generate(**batch, max_new_tokens=steps, min_new_tokens=steps, do_sample=False)  # type: ignore[operator]
+        else:
+            model(**batch)
+    return cap.result
+
+
+@pytest.fixture(scope="module")
+def alone(demo: tuple[nn.Module, Any]) -> list[nsf.Run]:
+    model, tokenizer = demo
+    return [nsf.generate(model, text, HOOKS, tokenizer=tokenizer, max_new_tokens=3, ignore_eos=True) for text in TEXTS]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("row", range(3))
+def test_a_padded_row_is_the_sequence_alone(
+    demo: tuple[nn.Module, Any], alone: list[nsf.Run], side: str, row: int
+) -> None:
+    run = padded(demo, side)
+    assert sequences.rows(run, 0) == 3
+    for hook_id in (RESIDUAL, HEADS, "entropy"):
+        mine, theirs = sequences.join(run, hook_id, 0, row), sequences.join(alone[row], hook_id)
+        count = len(theirs.positions) if side == "left" else len(sequences.join(run, hook_id, 0, row).positions)
+        assert mine.positions.tolist() == list(range(count))
+        np.testing.assert_allclose(mine.values, theirs.values[:count], atol=2e-3, rtol=1e-3)
+    for hook_id in (PATTERN, "two", "mean"):
+        found, wanted = sequences.pattern(run, hook_id, 0, row), sequences.pattern(alone[row], hook_id)
+        count = len(found.queries)
+        assert found.heads == wanted.heads
+        assert found.queries.tolist() == list(range(count))
+        assert found.weights.shape[1:] == (count, count)
+        np.testing.assert_allclose(found.weights, wanted.weights[:, :count, :count], atol=1e-4)
+        np.testing.assert_allclose(found.weights.sum(-1), 1, atol=1e-5)
+    ids = sequences.tokens(alone[row]).ids
+    read = sequences.tokens(run, 0, row)
+    assert read.ids == ids[: len(read.ids)]
+    assert len(read.ids) >= len(demo[1](TEXTS[row])["input_ids"])
+
+
+def test_the_tokens_of_a_generation(alone: list[nsf.Run]) -> None:
+    tokens = sequences.tokens(alone[0])
+    assert tokens.prompt_tokens == 3
+    assert tokens.texts[:3] == ["<|bos|>", "Recursion", " is"]
+    assert len(tokens.ids) == len(tokens.texts) == 6
+    # The last is chosen and not read.
+    assert sequences.join(alone[0], RESIDUAL).positions.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_selected_positions_keep_their_numbers(alone: list[nsf.Run]) -> None:
+    assert sequences.join(alone[0], "last").positions.tolist() == [2, 3, 4]
+
+
+def test_which_hooks_there_are(alone: list[nsf.Run]) -> None:
+    run = alone[0]
+    assert [each.hook_id for each in sequences.find(run, "attention_pattern")] == [PATTERN]
+    assert [each.hook_id for each in sequences.find(run, "attention_pattern", reduction="top_k")] == ["top_k"]
+    assert sequences.find(run, "residual")[0].layer == 5
+    assert sequences.find(run, "mlp") == []
+    assert sequences.layers_pattern(run) == "model.layers.*"
+    error = sequences.missing("the logit lens", ["model.layers.*:residual", "lm_head:logits"])
+    assert str(error) == (
+        "this run does not hold what the logit lens needs: capture it with --hook 'model.layers.*:residual' "
+        "--hook 'lm_head:logits'"
+    )
+
+
+def test_several_prompts_and_bfloat16_on_disk(tmp_path: Path) -> None:
+    run = nsf.generate("demo", TEXTS, HOOKS[:3], tmp_path / "run", max_new_tokens=2, capture_dtype="bfloat16")
+    assert sequences.prompt_numbers(run) == [0, 1, 2]
+    for prompt in range(3):
+        joined = sequences.join(run, RESIDUAL, prompt)
+        assert joined.values.dtype == np.float32
+        assert len(joined.positions) == len(sequences.tokens(run, prompt).ids) - 1
+        expected = run[RESIDUAL].where(prompt=prompt).cat()[0].float().numpy()
+        np.testing.assert_array_equal(joined.values, expected)
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda run: sequences.join(run, RESIDUAL, 3), "holds nothing of prompt 3, row 0"),
+        (lambda run: sequences.join(run, RESIDUAL, 0, 1), "there is no row 1"),
+        (lambda run: sequences.join(run, PATTERN), "tensors of the whole cache"),
+        (lambda run: sequences.pattern(run, RESIDUAL), "holds no attention patterns"),
+        (lambda run: sequences.pattern(run, "top_k"), "holds no attention patterns"),
+        (lambda run: sequences.join(run, "nowhere"), "has no hook 'nowhere'"),
+    ],
+)
+def test_what_there_is_not(alone: list[nsf.Run], call: Any, said: str) -> None:
+    with pytest.raises(nsf.RunError, match=said):
+        call(alone[0])
+
+
+def test_two_sequences_under_one_prompt(llama: nn.Module, tokens: dict[str, torch.Tensor]) -> None:
+    with nsf.capture(llama, "model.layers.0:residual") as cap:
+        llama(**tokens)
+        llama(**tokens)
+    with pytest.raises(nsf.RunError, match="call next_prompt"):
+        sequences.join(cap.result, "model.layers.0_residual")
+    assert sequences.tokens(cap.result).texts == [str(number) for number in range(7)]
+
+
+def test_results_as_json() -> None:
+    import msgspec
+
+    class Result(msgspec.Struct):
+        values: np.ndarray[Any, Any]
+        one: Any
+        name: str = "<x>"
+
+    result = Result(np.array([[1.5, np.nan], [np.inf, -0.0]]), np.float32(2))
+    assert msgspec.json.decode(encode(result)) == {"values": [[1.5, None], [None, 0.0]], "one": 2.0, "name": "<x>"}
+    assert [cell_text(cell) for cell in (None, float("nan"), 0.12345, 7, "a")] == ["-", "-", "0.123", "7", "a"]
