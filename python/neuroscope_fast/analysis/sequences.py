@@ -58,6 +58,18 @@ class Pattern(NamedTuple):
     weights: Array
 
 
+class Listed(NamedTuple):
+    """The largest weights of each query of one sequence (`top_k`): weights float32 [H, Q, k] of the heads `heads`, from
+    the queries at the positions `queries`, int64 [Q], to the keys at the positions `keys`, int64 [H, Q, k]; -1, with
+    weight 0, where a query has fewer.
+    """
+
+    queries: Array
+    heads: list[int]
+    keys: Array
+    weights: Array
+
+
 class Tokens(NamedTuple):
     """ids: of the whole sequence, the last generated token too, which the model never read; empty where the run does
     not say. texts: a label for each position.
@@ -179,6 +191,36 @@ def pattern(run: Run, hook_id: str, prompt: int = 0, row: int = 0) -> Pattern:
     first = records[0]
     heads = [] if first.reduction else list(range(first.shape[1])) if first.heads is None else list(first.heads)
     return Pattern(positions[order], heads, np.concatenate(weights)[order].transpose(1, 0, 2).copy())
+
+
+def listed(run: Run, hook_id: str, prompt: int = 0, row: int = 0) -> Listed:
+    """What the reduction `top_k` holds of one sequence, prefill and decode joined.
+
+    Keys are taken to be counted from the sequence's beginning, as those of every cache are that holds it whole. Raises
+    RunError as `join` does, and for hooks of another kind.
+    """
+    records = _of(run).records(hook_id, prompt)
+    if not records or records[0].reduction != "top_k":
+        raise RunError(f"{hook_id} holds no largest attention weights of prompt {prompt}")
+    padding = _padding(run, prompt, row)
+    steps = list(_steps(run, hook_id, prompt, row))
+    where = [side[number : number + 1].indices[0][row] for side, number in _of(run).each(hook_id, prompt)]
+    positions = np.concatenate([step.positions for step in steps])
+    heads, most = records[0].shape[1], max(record.shape[3] for record in records)
+    keys = np.full((len(positions), heads, most), -1, np.int64)
+    weights = np.zeros((len(positions), heads, most), np.float32)
+    at = 0
+    for step, record, given in zip(steps, records, where, strict=True):
+        chosen = _real(record, row, given.shape[1])
+        found = np.moveaxis(_array(given), 1, 0)[chosen].astype(np.int64)  # [Q, H, k], padding counted
+        part = np.s_[at : at + len(chosen), :, : found.shape[2]]
+        weights[part] = step.values
+        keys[part] = np.where(np.isin(found, padding), -1, found - np.searchsorted(padding, found))
+        at += len(chosen)
+    keys[weights == 0] = -1  # which key it is says nothing
+    order = _order(positions, hook_id, prompt)
+    numbers = list(range(heads)) if records[0].heads is None else list(records[0].heads)
+    return Listed(positions[order], numbers, keys[order].transpose(1, 0, 2), weights[order].transpose(1, 0, 2))
 
 
 class _Step(NamedTuple):
