@@ -2,110 +2,37 @@
 
 from __future__ import annotations
 
-import itertools
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import chromium
 import neuroscope_fast as nsf
 import numpy as np
 import pytest
 from attention_runs import HOSTILE, MemoryRun, causal
-from chromium import Browser, Page
-from matplotlib import colormaps
-from neuroscope_fast.reader import Run
-from neuroscope_fast.view import attention_page, serve
+from chromium import Browser
+from neuroscope_fast.view import serve
+from view_in_browser import (
+    colours_on,
+    expected_colours,
+    finish,
+    head_button,
+    launch,
+    needs_chromium,
+    open_file,
+    pointed,
+    shown,
+    two_layers,
+)
 
-CHROMIUM = chromium.find()
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed (apt-get install chromium)")
-
-CIVIDIS = np.rint(colormaps["cividis"](np.arange(256))[:, :3] * 255).astype(int)
-WORDS = ["<|bos|>", "The", " cat", " saw", "\n", " the", " dog", ".", "\t", " It"]
+pytestmark = needs_chromium
 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    assert CHROMIUM is not None
-    with Browser(CHROMIUM, tmp_path_factory.mktemp("profile")) as found:
+    with launch(tmp_path_factory.mktemp("profile")) as found:
         yield found
-
-
-def words(count: int) -> list[str]:
-    return list(itertools.islice(itertools.cycle(WORDS), count))
-
-
-def two_layers(tokens: int = 7, heads: int = 3) -> tuple[Run, list[np.ndarray[Any, Any]]]:
-    patterns = [causal(heads, tokens, seed) for seed in (0, 1)]
-    made = MemoryRun()
-    for layer, pattern in enumerate(patterns):
-        made.add(f"layer{layer}", pattern[None], layer=f"model.layers.{layer}.self_attn")
-    return made.say(words(tokens)).run(), patterns
-
-
-def open_file(browser: Browser, run: Run, folder: Path, **options: Any) -> Page:
-    path = folder / "page.html"
-    path.write_text(attention_page(run))
-    page = browser.open(path.as_uri(), offline=True, **options)
-    page.wait("shown.matrix !== null || !part.error.hidden")
-    return page
-
-
-def finish(page: Page) -> None:
-    """Nothing was said on the console."""
-    assert page.complaints() == []
-    assert page.of("Page.javascriptDialogOpening") == []
-    page.close()
-
-
-def head_button(layer: int, head: int) -> str:
-    return f":nth-child({layer + 1} of .layer) [role=gridcell]:nth-of-type({head + 2}) button"
-
-
-def colours_on(page: Page, rows: int, columns: int) -> np.ndarray[Any, Any]:
-    """The colour [rows, columns, RGBA] in the middle of each cell of the heat map."""
-    script = """(() => {
-      const context = map.canvas.getContext("2d");
-      const found = [];
-      for (let row = 0; row < ROWS; row++) for (let column = 0; column < COLUMNS; column++) {
-        const [x, y] = [(column + 0.5) * map.cell, (row + 0.5) * map.cell];
-        found.push(...context.getImageData(Math.floor(x), Math.floor(y), 1, 1).data);
-      }
-      return found;
-    })()"""
-    found = page.evaluate(script.replace("ROWS", str(rows)).replace("COLUMNS", str(columns)))
-    return np.array(found).reshape(rows, columns, 4)
-
-
-def expected_colours(weights: np.ndarray[Any, Any], scale: str, *, masked: bool = False) -> np.ndarray[Any, Any]:
-    """The colours of a causal pattern on a scale up to its largest value."""
-    kept = weights.astype(np.float64)
-    if masked:
-        kept[:, 0] = 0
-    share = kept / kept.max()
-    with np.errstate(divide="ignore"):
-        place = {"linear": share, "root": np.sqrt(share), "log": 1 + np.log10(share) / 4}[scale]
-    level = np.floor(np.clip(place, 0, 1) * 255 + 0.5).astype(int)
-    found = np.concatenate([CIVIDIS[level], np.full((*weights.shape, 1), 255)], axis=-1)
-    found[np.triu(np.ones(weights.shape, bool), 1)] = 0
-    if masked:
-        found[:, 0] = 0
-    return found
-
-
-def pointed(page: Page, row: int, column: int) -> None:
-    """The mouse in the middle of a cell."""
-    box = page.box(".scroller")
-    cell = page.evaluate("map.cell")
-    page.move(box["x"] + (column + 0.5) * cell, box["y"] + (row + 0.5) * cell)
-
-
-def shown(page: Page) -> dict[str, str]:
-    names = ["read-row", "read-column", "value"]
-    found: dict[str, str] = page.evaluate(f"Object.fromEntries({json.dumps(names)}.map(n => [n, part[n].textContent]))")
-    return found
 
 
 def test_a_file_opens_without_a_network_and_shows_all_heads(browser: Browser, tmp_path: Path) -> None:
@@ -300,93 +227,6 @@ def test_reductions_show_what_they_carry(browser: Browser, tmp_path: Path) -> No
     pointed(page, 1, 2)
     assert shown(page) == {"read-row": "head 4", "read-column": "2 c", "value": "0.125"}
     assert page.evaluate("part.unit.textContent") == "entropy (nats)"
-    finish(page)
-
-
-def overlapping(page: Page, axis: str) -> list[Any]:
-    """Labels of an axis that touch each other, or that leave the picture."""
-    boxes = page.evaluate(
-        f"[...document.querySelectorAll('.{axis} .label')].map(l => {{ const b = l.getBoundingClientRect();"
-        " return [b.left, b.top, b.right, b.bottom, l.textContent] })"
-    )
-    frame = page.evaluate(
-        "(({left, right}) => [left, right])(document.querySelector('.frame').getBoundingClientRect())"
-    )
-    assert len(boxes) > 1
-    assert all(box[0] >= frame[0] and box[2] <= frame[1] for box in boxes), (axis, frame, boxes)
-    return [
-        (one[4], other[4])
-        for one, other in itertools.combinations(boxes, 2)
-        if min(one[2], other[2]) - max(one[0], other[0]) > 0.5 and min(one[3], other[3]) - max(one[1], other[1]) > 0.5
-    ]
-
-
-@pytest.mark.parametrize("tokens", [1, 5, 30, 500])
-@pytest.mark.parametrize("width", [700, 1400])
-def test_labels_never_cover_each_other(browser: Browser, tmp_path: Path, tokens: int, width: int) -> None:
-    made = MemoryRun().add("a", causal(1, tokens)[None]).say(words(tokens))
-    page = open_file(browser, made.run(), tmp_path, width=width)
-    if tokens == 1:
-        assert page.evaluate("document.querySelectorAll('.axis-top .label').length") == 1
-        return finish(page)
-    assert page.evaluate("map.scroller.scrollWidth <= map.scroller.clientWidth + 1")  # all of it is seen
-    for axis in ("axis-top", "axis-side"):
-        assert overlapping(page, axis) == []
-        labels = page.evaluate(f"document.querySelectorAll('.{axis} .label').length")
-        assert labels == tokens if tokens <= 30 else labels >= 10
-    pointed(page, tokens // 2, tokens // 3)
-    for axis in ("axis-top", "axis-side"):
-        assert overlapping(page, axis) == []
-        assert page.evaluate(f"document.querySelectorAll('.{axis} .label.cursor').length") == 1
-    while page.evaluate("map.cell") < 14:
-        page.click_on("#zoom-in")
-    for axis, size in (("axis-top", "clientWidth"), ("axis-side", "clientHeight")):
-        assert overlapping(page, axis) == []
-        seen = page.evaluate(f"map.scroller.{size} / map.cell")
-        assert abs(page.evaluate(f"document.querySelectorAll('.{axis} .label').length") - min(seen, tokens)) <= 3
-    page.evaluate("map.scroller.scrollTo(1e6, 1e6)")
-    page.wait(f"[...document.querySelectorAll('.axis-top .label')].some(l => l.textContent.startsWith('{tokens - 1}'))")
-    page.click_on("#fit")
-    page.wait("map.fit")
-    return finish(page)
-
-
-def test_no_bright_cell_is_lost_where_cells_are_smaller_than_pixels(browser: Browser, tmp_path: Path) -> None:
-    tokens = 1500
-    weights = np.zeros((1, 1, tokens, tokens), np.float32)
-    places = [(1499, 0), (1203, 777), (801, 400), (2, 1)]
-    for row, column in places:
-        weights[0, 0, row, column] = 1
-    page = open_file(browser, MemoryRun().add("a", weights).run(), tmp_path)
-    for row, column in places:
-        colour = page.evaluate(
-            f"[...map.canvas.getContext('2d').getImageData(Math.floor({column + 0.5} * map.cell),"
-            f" Math.floor({row + 0.5} * map.cell), 1, 1).data]"
-        )
-        assert colour == [*CIVIDIS[255].tolist(), 255], (row, column)
-    finish(page)
-
-
-def luminance(colour: list[float]) -> float:
-    linear = [each / 12.92 if each <= 0.03928 else ((each + 0.055) / 1.055) ** 2.4 for each in colour]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
-@pytest.mark.parametrize("dark", [False, True])
-def test_texts_stand_out_in_light_and_dark(browser: Browser, tmp_path: Path, dark: bool) -> None:
-    """WCAG 2.2, 1.4.3: a contrast of 4.5 between letters and ground."""
-    page = open_file(browser, two_layers()[0], tmp_path, dark=dark)
-    names = ("page", "panel", "ink", "faint", "warn", "mark", "mark-ink")
-    found = {
-        name: page.evaluate(f"getComputedStyle(document.documentElement).getPropertyValue('--{name}').trim()")
-        for name in names
-    }
-    light = {name: luminance([int(text[at : at + 2], 16) / 255 for at in (1, 3, 5)]) for name, text in found.items()}
-    assert (light["page"] < 0.5) is dark
-    grounds = [(ink, ground) for ink in ("ink", "faint", "warn") for ground in ("page", "panel")]
-    for ink, ground in [*grounds, ("mark-ink", "mark")]:
-        high, low = sorted((light[ink], light[ground]), reverse=True)
-        assert (high + 0.05) / (low + 0.05) >= 4.5, (ink, ground)
     finish(page)
 
 

@@ -199,12 +199,12 @@ def listed(run: Run, hook_id: str, prompt: int = 0, row: int = 0) -> Listed:
     Keys are taken to be counted from the sequence's beginning, as those of every cache are that holds it whole. Raises
     RunError as `join` does, and for hooks of another kind.
     """
-    records = _of(run).records(hook_id, prompt)
+    records = index_of(run).records(hook_id, prompt)
     if not records or records[0].reduction != "top_k":
         raise RunError(f"{hook_id} holds no largest attention weights of prompt {prompt}")
     padding = _padding(run, prompt, row)
     steps = list(_steps(run, hook_id, prompt, row))
-    where = [side[number : number + 1].indices[0][row] for side, number in _of(run).each(hook_id, prompt)]
+    where = [side[number : number + 1].indices[0][row] for side, number in index_of(run).each(hook_id, prompt)]
     positions = np.concatenate([step.positions for step in steps])
     heads, most = records[0].shape[1], max(record.shape[3] for record in records)
     keys = np.full((len(positions), heads, most), -1, np.int64)
