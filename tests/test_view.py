@@ -15,7 +15,6 @@ import neuroscope_fast as nsf
 import numpy as np
 import pytest
 import torch
-from attention_runs import HOSTILE, MemoryRun, causal
 from matplotlib import colormaps
 from neuroscope_fast.analysis.sequences import MissingActivations
 from neuroscope_fast.errors import OptionError, RunError
@@ -23,6 +22,7 @@ from neuroscope_fast.reader import Run
 from neuroscope_fast.view import attention_page, page
 from neuroscope_fast.view.blocks import Weights, block, load, thumbnails
 from neuroscope_fast.view.contents import contents_of
+from view_runs import HOSTILE, MemoryRun, causal
 
 
 class Decoded:

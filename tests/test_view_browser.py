@@ -10,7 +10,6 @@ from typing import Any
 import neuroscope_fast as nsf
 import numpy as np
 import pytest
-from attention_runs import HOSTILE, MemoryRun, causal
 from chromium import Browser
 from neuroscope_fast.view import serve
 from view_in_browser import (
@@ -25,6 +24,7 @@ from view_in_browser import (
     shown,
     two_layers,
 )
+from view_runs import HOSTILE, MemoryRun, causal
 
 pytestmark = needs_chromium
 

@@ -18,13 +18,13 @@ import neuroscope_fast as nsf
 import numpy as np
 import pytest
 import torch
-from attention_runs import HOSTILE, MemoryRun, causal
 from neuroscope_fast.analysis.sequences import MissingActivations
 from neuroscope_fast.errors import OptionError
 from neuroscope_fast.reader import Run
 from neuroscope_fast.view import ViewServer, serve
 from neuroscope_fast.view.blocks import block, load, thumbnails
 from run_writer import RunWriter
+from view_runs import HOSTILE, MemoryRun, causal
 
 
 class Answer(NamedTuple):
