@@ -19,7 +19,7 @@ import typer
 
 from ..environment import package_version
 from ..errors import HookError, NeuroscopeError, OptionError
-from . import analyze, capture, components, demo, doctor, plot, recover, report, show, verify
+from . import analyze, capture, components, demo, doctor, plot, recover, report, show, verify, view
 from .console import say
 
 PROGRAM = "neuroscope-fast"
@@ -38,6 +38,7 @@ for command in (
     demo.demo,
     capture.capture,
     show.show,
+    view.view,
     report.report,
     components.components,
     verify.verify,
