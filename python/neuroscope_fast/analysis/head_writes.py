@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from torch import nn
 
@@ -19,7 +21,7 @@ def output_projections(model: nn.Module) -> dict[int, Projection]:
     the stream has; whether it is the one is checked against the attention's output where it is used. Raises OptionError
     where a layer has none, or where the model's attention is not split by head.
     """
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     hidden = getattr(config.get_text_config() if hasattr(config, "get_text_config") else config, "hidden_size", None)
     found = {}
     for layer_name, component, path in components(model):

@@ -29,8 +29,8 @@ def patch_runs(
     """Patch every component of a kind, one at a time, between the prompts of two runs.
 
     The first prompt of `clean` is matched with the first of `corrupted`, and so on. The right answer of a pair is the
-    first token that the model wrote behind the clean prompt, the wrong one that behind the corrupted prompt. Activations
-    are captured anew: the runs need to hold tokens only (`nsf.generate`).
+    first token that the model wrote behind the clean prompt, the wrong one that behind the corrupted prompt. What is
+    patched in is captured anew: the runs need to hold tokens only (`nsf.generate`).
 
     Args:
         components: None for `attention`, `head_output` (each head) and `mlp`.
@@ -50,11 +50,12 @@ def patch_runs(
         raise OptionError(
             f"the model wrote the same token behind both prompts of pair {same[0]}: choose prompts whose answers differ"
         )
-    ids = [[each.ids[: each.prompt_tokens] for each in side] for side in sides]
+    first, second = ([each.ids[: each.prompt_tokens] for each in side] for side in sides)
     options: dict[str, Any] = {"positions": "each", "labels": _labels(sides)} if each_position else {}
     return activation_patching(
         model,
-        *ids,
+        first,
+        second,
         right,
         wrong,
         sites=sites(model, components or DEFAULT_COMPONENTS),

@@ -31,7 +31,9 @@ class Asked(msgspec.Struct, kw_only=True):
     against: str | None = None
     model: str | None = None
     hook: list[str] | None = None
-    neuron: list[int] | None = None
+    neurons: list[int] | None = None
+    skip_first: int | None = None
+    profiles: int | None = None
     threshold: float | None = None
     sae: Path | None = None
     other: Path | None = None
@@ -46,7 +48,7 @@ class Asked(msgspec.Struct, kw_only=True):
 
 
 class Analysis(msgspec.Struct):
-    """`options`: of `Asked` those that it takes. `figures`: its pictures by name, the first is drawn if none is named."""
+    """`options`: of `Asked` those that it takes. `figures`: its pictures by name, the usual one first."""
 
     says: str
     options: tuple[str, ...]
@@ -133,8 +135,14 @@ def _features(run: Run, asked: Asked) -> Any:
     from ..analysis.sparse_autoencoder import load_sparse_autoencoder
 
     autoencoder = None if asked.sae is None else load_sparse_autoencoder(asked.sae)
+    if asked.component is not None and len(asked.component) > 1:
+        raise OptionError("features are looked for in one component: give --component once")
     return detect_features(
-        run, asked.hook or None, autoencoder=autoencoder, neurons=asked.neuron, **_given(asked, "top", "threshold")
+        run,
+        asked.hook,
+        component=asked.component[0] if asked.component else None,
+        autoencoder=autoencoder,
+        **_given(asked, "top", "threshold", "neurons", "skip_first", "profiles"),
     )
 
 
@@ -163,7 +171,7 @@ def _graph(run: Run, asked: Asked) -> Any:
 
 
 def _patching(run: Run, asked: Asked) -> Any:
-    from ..analysis.command_patching import patch_runs
+    from ..analysis.run_patching import patch_runs
 
     model = _model(asked)
     if model is None:
@@ -235,7 +243,7 @@ ANALYSES: dict[str, Analysis] = {
     ),
     "features": Analysis(
         "what MLP neurons, or the features of a sparse autoencoder, respond to",
-        ("hook", "neuron", "top", "threshold", "sae"),
+        ("hook", "component", "neurons", "top", "threshold", "skip_first", "profiles", "sae"),
         _features,
         {
             "contexts": _draw("features"),

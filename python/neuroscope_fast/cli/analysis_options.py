@@ -28,10 +28,14 @@ ModelOption = Annotated[
     str | None,
     typer.Option("--model", "-m", metavar="MODEL", help="lens, attribution, flow: its readout. patching: it is run."),
 ]
-HookOption = Annotated[
-    list[str] | None, typer.Option("--hook", metavar="ID", help="features: of this hook. Repeatable.")
-]
+HookOption = Annotated[list[str] | None, typer.Option("--hook", metavar="ID", help="features: of this. Repeatable.")]
 NeuronOption = Annotated[str | None, typer.Option("--neurons", metavar="LIST", help="features: these, such as 3,17.")]
+SkipFirstOption = Annotated[
+    int | None, typer.Option(metavar="N", help="features: leave out the first N positions of a sequence; 1.", min=0)
+]
+ProfilesOption = Annotated[
+    int | None, typer.Option(metavar="N", help="features: so many neurons are looked at closely; 6.", min=0)
+]
 ThresholdOption = Annotated[float | None, typer.Option(metavar="X", help="features: active is what is above it; 0.")]
 SaeOption = Annotated[
     Path | None, typer.Option("--sae", metavar="PATH", help="features: a sparse autoencoder as SAELens stores it.")
@@ -47,7 +51,8 @@ OtherPromptsOption = Annotated[
 ]
 UnpairedOption = Annotated[bool, typer.Option("--unpaired", help="circuits, graph: the groups are not matched pairs.")]
 ComponentOption = Annotated[
-    list[str] | None, typer.Option("--component", metavar="NAME", help="circuits, patching: only this. Repeatable.")
+    list[str] | None,
+    typer.Option("--component", metavar="NAME", help="features, circuits, patching: only this."),
 ]
 MeasureOption = Annotated[str | None, typer.Option(metavar="NAME", help="circuits: norm (the default) or direction.")]
 SeedOption = Annotated[int | None, typer.Option(metavar="N", help="circuits: of random permutations.", min=0)]

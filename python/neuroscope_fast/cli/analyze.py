@@ -21,11 +21,13 @@ from .analysis_options import (
     OtherOption,
     OtherPromptsOption,
     PositionOption,
+    ProfilesOption,
     PromptOption,
     PromptsOption,
     RowOption,
     SaeOption,
     SeedOption,
+    SkipFirstOption,
     ThresholdOption,
     TokenOption,
     TopOption,
@@ -38,7 +40,7 @@ from .show import RunArgument
 from .tables import print_tables
 
 
-def analyze(
+def analyze(  # noqa: PLR0917 - each is an option of the command line
     run: RunArgument,
     what: WhatOption,
     prompt: PromptOption = None,
@@ -52,6 +54,8 @@ def analyze(
     hook: HookOption = None,
     neurons: NeuronOption = None,
     threshold: ThresholdOption = None,
+    skip_first: SkipFirstOption = None,
+    profiles: ProfilesOption = None,
     sae: SaeOption = None,
     other: OtherOption = None,
     prompts: PromptsOption = None,
@@ -70,10 +74,10 @@ def analyze(
 ) -> None:
     """Analyse a run: what its activations say.
 
-    attention: what each head looks at. flow: norms of the residual stream and what is added to it. lens: what each layer would
-    say next. attribution: which blocks and heads made a token likely. features: what neurons respond to. circuits:
-    which components differ between two groups of prompts. graph: how these read each other. patching: which of them
-    matter.
+    attention: what each head looks at. flow: norms of the residual stream and what is added to it. lens: what each
+    layer would say next. attribution: which blocks and heads made a token likely. features: what neurons respond to.
+    circuits: which components differ between two groups of prompts. graph: how these read each other. patching: which
+    of them matter.
     """
     if export is not None and what != "graph":
         raise typer.BadParameter("only a graph is exported: --what graph", param_hint="--export")
@@ -87,7 +91,9 @@ def analyze(
         against=against,
         model=model,
         hook=hook or None,
-        neuron=numbers(neurons, "--neurons"),
+        skip_first=skip_first,
+        profiles=profiles,
+        neurons=numbers(neurons, "--neurons"),
         threshold=threshold,
         sae=sae,
         other=other,

@@ -22,11 +22,13 @@ from .analysis_options import (
     OtherOption,
     OtherPromptsOption,
     PositionOption,
+    ProfilesOption,
     PromptOption,
     PromptsOption,
     RowOption,
     SaeOption,
     SeedOption,
+    SkipFirstOption,
     ThresholdOption,
     TokenOption,
     TopOption,
@@ -38,7 +40,7 @@ from .inputs import one_of
 from .show import RunArgument, open_quietly
 
 
-def plot(
+def plot(  # noqa: PLR0917 - each is an option of the command line
     run: RunArgument,
     what: WhatOption,
     out: Annotated[
@@ -58,6 +60,8 @@ def plot(
     hook: HookOption = None,
     neurons: NeuronOption = None,
     threshold: ThresholdOption = None,
+    skip_first: SkipFirstOption = None,
+    profiles: ProfilesOption = None,
     sae: SaeOption = None,
     other: OtherOption = None,
     prompts: PromptsOption = None,
@@ -84,7 +88,9 @@ def plot(
         against=against,
         model=model,
         hook=hook or None,
-        neuron=numbers(neurons, "--neurons"),
+        skip_first=skip_first,
+        profiles=profiles,
+        neurons=numbers(neurons, "--neurons"),
         threshold=threshold,
         sae=sae,
         other=other,

@@ -25,7 +25,7 @@ def print_tables(out: Console, tables: Sequence[Table]) -> None:
 
 
 def print_table(out: Console, table: Table) -> None:
-    """Numbers are aligned to the right. Texts may be of any origin: nothing in them is markup, or steers the terminal."""
+    """Numbers are aligned to the right. Texts may be of any origin: nothing in them is markup or a control."""
     from ..analysis.tables import cell_text
 
     drawn = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left", caption_justify="left")
