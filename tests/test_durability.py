@@ -254,6 +254,34 @@ def test_detach_where_a_module_gives_nothing_that_can_be_stored() -> None:
     assert len(capture.result["x"]) == 2
 
 
+def test_where_the_memory_for_a_pattern_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torch raises in a tap is no error of the model's."""
+    from neuroscope_fast import attention_taps
+
+    compute, calls = attention_taps.attention_pattern, 0
+
+    def full(*arguments: Any, **options: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2.00 GiB")
+        return compute(*arguments, **options)
+
+    llama = tiny_llama()
+    tokens = torch.arange(6).reshape(1, 6)
+    with torch.no_grad():
+        expected = llama(tokens).logits
+        monkeypatch.setattr(attention_taps, "attention_pattern", full)
+        hook = "model.layers.0.self_attn:attention_pattern:x"
+        said = "self_attn.*: CUDA out of memory. Tried to allocate"
+        with pytest.warns(nsf.CaptureWarning, match=said), nsf.capture(llama, hook, on_error="detach") as capture:
+            logits = [llama(tokens).logits for _ in range(4)]
+        assert all(torch.equal(each, expected) for each in logits)
+        assert len(capture.result["x"]) == 2
+        with nsf.capture(llama, hook), pytest.raises(nsf.CaptureError, match=said):
+            llama(tokens)
+
+
 def test_raise_is_the_default() -> None:
     model = Root()
     with nsf.capture(model, "body:mlp:x"):

@@ -6,6 +6,7 @@ query rows that are stored, after a native tap has said which these are.
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -46,6 +47,23 @@ class Shared:
     """The call that is running as it is read, by the real tokens of its rows."""
 
 
+def _with_description(take: Callable[..., None]) -> Callable[..., None]:
+    """Whatever torch says as a tap computes (that a device is out of memory, say) is a CaptureError that names the tap:
+    the model's own errors are raised elsewhere.
+    """
+
+    @functools.wraps(take)
+    def wrapper(tap: Any, *arguments: Any) -> None:
+        try:
+            take(tap, *arguments)
+        except CaptureError:
+            raise
+        except (RuntimeError, ValueError, MemoryError) as error:
+            raise CaptureError(f"{tap.description}: {error or type(error).__name__}") from error
+
+    return wrapper
+
+
 @dataclass
 class StoredTap:
     """A tensor that is stored as it is, or some of its heads."""
@@ -55,6 +73,7 @@ class StoredTap:
     description: str
     native: Callable[..., None]
 
+    @_with_description
     def take(self, given: AttentionGiven, _shared: Shared) -> None:
         of_output = self.component == "head_output"
         tensor = head_output(given, self.description) if of_output else getattr(given, self.component)
@@ -76,6 +95,7 @@ class ComputedAttentionTap:
     first_real: FirstReal
     in_encoder: bool = False
 
+    @_with_description
     def take(self, given: AttentionGiven, shared: Shared) -> None:
         if self.component == "head_output":
             self._take_norms(given)
@@ -97,6 +117,7 @@ class ComputedAttentionTap:
             shared.checked.add(one_query)
         self._store(wanted, call)
 
+    @_with_description
     def take_pattern(self, module: nn.Module, pattern: torch.Tensor) -> None:
         """What a module of the older style has returned, [B, H, Q, K], whatever its rows add up to."""
         wanted = self.native.begin(module, pattern, list(pattern.shape))
@@ -110,12 +131,6 @@ class ComputedAttentionTap:
         self._store(wanted, _shape_of(pattern, _padding(wanted, pattern)), pattern)
 
     def _store(self, wanted: ComputedCall, call: AttentionCall, whole: torch.Tensor | None = None) -> None:
-        try:
-            self._compute(wanted, call, whole)
-        except ValueError as error:
-            raise self._error(str(error)) from error
-
-    def _compute(self, wanted: ComputedCall, call: AttentionCall, whole: torch.Tensor | None) -> None:
         heads = self._heads(call.query.shape[1])
         for number, (stream, chosen) in enumerate(wanted.wanted):
             rows = torch.tensor(chosen) if chosen is not None and chosen and isinstance(chosen[0], list) else chosen

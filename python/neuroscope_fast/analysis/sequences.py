@@ -16,7 +16,7 @@ from ..activations import SEQUENCE_AXIS
 from ..errors import RunError
 from ..reader import Run
 from ..records import Record
-from .run_index import index_of
+from .run_index import index_of, row_length
 
 Array = np.ndarray[Any, Any]
 
@@ -55,6 +55,18 @@ class Pattern(NamedTuple):
 
     queries: Array
     heads: list[int]
+    weights: Array
+
+
+class Listed(NamedTuple):
+    """The largest weights of each query of one sequence (`top_k`): weights float32 [H, Q, k] of the heads `heads`, from
+    the queries at the positions `queries`, int64 [Q], to the keys at the positions `keys`, int64 [H, Q, k]; -1, with
+    weight 0, where a query has fewer.
+    """
+
+    queries: Array
+    heads: list[int]
+    keys: Array
     weights: Array
 
 
@@ -182,6 +194,36 @@ def pattern(run: Run, hook_id: str, prompt: int = 0, row: int = 0) -> Pattern:
     return Pattern(positions[order], heads, np.concatenate(weights)[order].transpose(1, 0, 2).copy())
 
 
+def listed(run: Run, hook_id: str, prompt: int = 0, row: int = 0) -> Listed:
+    """What the reduction `top_k` holds of one sequence, prefill and decode joined.
+
+    Keys are taken to be counted from the sequence's beginning, as those of every cache are that holds it whole. Raises
+    RunError as `join` does, and for hooks of another kind.
+    """
+    records = index_of(run).records(hook_id, prompt)
+    if not records or records[0].reduction != "top_k":
+        raise RunError(f"{hook_id} holds no largest attention weights of prompt {prompt}")
+    padding = _padding(run, prompt, row)
+    steps = list(_steps(run, hook_id, prompt, row))
+    where = [side[number : number + 1].indices[0][row] for side, number in index_of(run).each(hook_id, prompt)]
+    positions = np.concatenate([step.positions for step in steps])
+    heads, most = records[0].shape[1], max(record.shape[3] for record in records)
+    keys = np.full((len(positions), heads, most), -1, np.int64)
+    weights = np.zeros((len(positions), heads, most), np.float32)
+    at = 0
+    for step, record, given in zip(steps, records, where, strict=True):
+        chosen = _real(record, row, given.shape[1])
+        found = np.moveaxis(_array(given), 1, 0)[chosen].astype(np.int64)  # [Q, H, k], padding counted
+        part = np.s_[at : at + len(chosen), :, : found.shape[2]]
+        weights[part] = step.values
+        keys[part] = np.where(np.isin(found, padding), -1, found - np.searchsorted(padding, found))
+        at += len(chosen)
+    keys[weights == 0] = -1  # which key it is says nothing
+    order = _order(positions, hook_id, prompt)
+    numbers = list(range(heads)) if records[0].heads is None else list(records[0].heads)
+    return Listed(positions[order], numbers, keys[order].transpose(1, 0, 2), weights[order].transpose(1, 0, 2))
+
+
 class _Step(NamedTuple):
     """One record's share in a sequence, padding left out. `last`: the last position of the pass, padding counted."""
 
@@ -259,7 +301,7 @@ def _padding(run: Run, prompt: int, row: int) -> Array:
     record = index_of(run).real_tokens.get(prompt)
     if record is None or record.real_tokens is None or row >= len(record.real_tokens):
         return np.arange(0)
-    length = record.shape[_axis(record)]
+    length = row_length(record)
     return np.setdiff1d(np.arange(length), _real(record, row, length))
 
 

@@ -19,7 +19,7 @@ import typer
 
 from ..environment import package_version
 from ..errors import HookError, NeuroscopeError, OptionError
-from . import capture, components, demo, doctor, recover, report, show, verify
+from . import analyze, capture, components, demo, doctor, plot, recover, report, show, verify, view
 from .console import say
 
 PROGRAM = "neuroscope-fast"
@@ -38,10 +38,13 @@ for command in (
     demo.demo,
     capture.capture,
     show.show,
+    view.view,
     report.report,
     components.components,
     verify.verify,
     recover.recover,
+    analyze.analyze,
+    plot.plot,
     doctor.doctor,
 ):
     app.command()(command)
