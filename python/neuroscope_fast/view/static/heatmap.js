@@ -4,7 +4,7 @@
 const LARGEST_CELL = 72; // CSS pixels
 const SMALLEST_CELL = 0.05;
 const LABEL_PITCH = 14; // between the labels of neighbours, so that they do not touch
-const MARK_PITCH = 18; // beside one that is marked, which has a border
+const MARK_PITCH = 16; // beside one that is marked, which has a border
 const LABEL_LETTERS = 14;
 
 class HeatMap {
