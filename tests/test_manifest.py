@@ -68,6 +68,7 @@ def test_it_reads_back() -> None:
         "warnings",
         "dropped",
         "checksums",
+        "file_checksums",
         "recovery",
         "generation",
         "resumptions",

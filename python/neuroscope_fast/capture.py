@@ -63,7 +63,9 @@ def capture(
             left out and listed in the manifest; `fail`: CaptureError), `ring_bytes`, `block_bytes`, `shard_bytes`,
             `durability` (how far behind the disk may be: `close`; `shard`, each full file; a size such as `64MiB` or
             seconds such as `5s`, after which everything is made durable), `on_error` (`raise`; `detach`: a capture that
-            fails ends with a CaptureWarning, and the model goes on without it), `direct_io`, `tensor_access`, and for
+            fails ends with a CaptureWarning, and the model goes on without it), `store_readout` (keep the final norm
+            and the unembedding in the run, and the output projections of layers whose `head_output` is captured: logit
+            lens and direct logit attribution then need no model), `direct_io`, `tensor_access`, and for
             CUDA devices `staging_bytes` and `staging_share`.
 
     Raises HookError for hooks that cannot be on this model, OptionError for options that cannot be; entering the block
@@ -107,6 +109,8 @@ class Capture:
         from .model_map import resolve_hooks
 
         self.options = options
+        self.vocabulary: Sequence[str] = ()
+        """The text of each token id, which `store_readout` keeps; to be set before the block is entered."""
         self._model: nn.Module | None = model
         self._out = out
         self._overwrite = overwrite
@@ -115,6 +119,8 @@ class Capture:
         """How the texts are generated, for the manifest; a capture that resumes the run must say the same."""
         metadata_file_name(options.analysis)  # raises for a name that cannot be part of a file name
         parse_durability(options.durability)
+        if options.store_readout and out is None:
+            raise OptionError("store_readout writes a file into the run: give out the path of a folder")
         self._plan = make_plan(resolve_hooks(model, hooks), options.dtype)
         refuse_compiled_ahead(model, self._plan)
         self._running: RunningCapture | None = None
@@ -203,7 +209,7 @@ class Capture:
             self, running.finish, "interrupted", "the interpreter exited, or the capture was dropped"
         )
         try:
-            running.start(self._model)
+            running.start(self._model, self.vocabulary)
         except BaseException:
             self._finalizer.detach()
             running.cancel()

@@ -155,6 +155,8 @@ def generate(
         **options,
     )
     prepared.generation = {**arguments, "seed": seed, "prompts": len(encoded), "prompts_sha256": _digest(encoded)}
+    if prepared.options.store_readout:
+        prepared.vocabulary = token_texts(loaded.tokenizer, range(len(loaded.tokenizer)))
     with prepared as cap:
         _generate_all(cap, loaded, encoded, arguments=arguments, seed=seed, progress=progress)
     return cap.result

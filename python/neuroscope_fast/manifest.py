@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -163,7 +163,9 @@ class Resumption(Struct, kw_only=True):
 
 
 class Manifest(Struct, kw_only=True):
-    """`capture.json`. `generation`: with which arguments `nsf.generate` made the texts."""
+    """`capture.json`. `file_checksums`: CRC-32C, in hex, of whole files beside the shards. `generation`: with which
+    arguments `nsf.generate` made the texts.
+    """
 
     format: str = RUN_FORMAT
     format_version: int = FORMAT_VERSION
@@ -181,6 +183,7 @@ class Manifest(Struct, kw_only=True):
     warnings: list[str] = []
     dropped: list[Dropped] = []
     checksums: Checksums = msgspec.field(default_factory=Checksums)
+    file_checksums: dict[str, str] = {}
     recovery: Recovery | None = None
     generation: dict[str, Any] = {}
     resumptions: list[Resumption] = []
@@ -254,9 +257,10 @@ def replace_file(path: Path, data: bytes) -> None:
     replace_files(path.parent, {path.name: data})
 
 
-def replace_files(folder: Path, files: Mapping[str, bytes]) -> None:
+def replace_files(folder: Path, files: Mapping[str, bytes | Iterable[bytes | memoryview]]) -> None:
     """Writes files of a folder so that a reader, or a crash, finds of each the old bytes or the new ones. All are
-    durable on return, for the price of one synchronisation of the folder. Raises OSError with the `filename`.
+    durable on return, for the price of one synchronisation of the folder. What is too large for memory can come in
+    pieces. Raises OSError with the `filename`.
     """
     at = folder
     beside = {folder / name: folder / f"{name}.tmp" for name in files}
@@ -265,16 +269,17 @@ def replace_files(folder: Path, files: Mapping[str, bytes]) -> None:
             # What stands there is left of a crash, or a link to elsewhere, which must not be written through.
             beside[at].unlink(missing_ok=True)
             with open(os.open(beside[at], os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), "wb") as file:
-                file.write(data)
+                file.writelines([data] if isinstance(data, bytes) else data)
                 file.flush()
                 os.fsync(file.fileno())
         for at, temporary in beside.items():
             os.replace(temporary, at)
         at = folder
         sync_folder(folder)
-    except OSError as error:
+    except BaseException as error:
         for temporary in beside.values():
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
-        error.filename, error.filename2 = os.fspath(at), None
+        if isinstance(error, OSError):
+            error.filename, error.filename2 = os.fspath(at), None
         raise

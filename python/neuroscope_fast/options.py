@@ -29,5 +29,6 @@ class CaptureOptions(msgspec.Struct, frozen=True, kw_only=True):
     staging_bytes: Size = 256 * MIB
     staging_share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.1
     tensor_access: Literal["automatic", "dlpack", "attributes"] = "automatic"
+    store_readout: bool = False
     analysis: str | None = None
     description: str = ""

@@ -40,7 +40,7 @@ LOST_KEY = "__lost__/at-"
 JOURNAL = ".journal"
 _SHARD = re.compile(r"(activations-\w+-\d+\.safetensors)(?:\.partial|\.journal)?", re.ASCII)
 _MOST_SHARING = 64  # hooks of one place; each record of it is given to all of them
-Crc32c = Callable[[memoryview], int]
+Crc32c = Callable[..., int]
 
 
 class _Found(NamedTuple):

@@ -22,6 +22,7 @@ from .manifest import (
     sync_folder,
 )
 from .prompt_log import PROMPTS_FILE
+from .readout import READOUT_FILE
 
 _SHARD = re.compile(r"activations-\w+-\d+\.safetensors(\.partial|\.journal)?")
 _ANALYSIS_NAME = re.compile(r"\w[\w.\-]{0,99}")
@@ -135,7 +136,8 @@ class RunDirectory:
 
     def _files_of_a_run(self) -> list[Path]:
         """What a run left here. Files of any other name are nobody's business."""
-        names = {MANIFEST_FILE, INDEX_FILE, PROMPTS_FILE, self.metadata_file, report_file_name(self.metadata_file)}
+        names = {MANIFEST_FILE, INDEX_FILE, PROMPTS_FILE, READOUT_FILE}
+        names |= {self.metadata_file, report_file_name(self.metadata_file)}
         try:
             before = decode_manifest(read_regular(self.path / MANIFEST_FILE))
             if is_metadata_file(before.metadata_file):
@@ -152,7 +154,7 @@ class RunDirectory:
         """Replace `capture.json` in one step."""
         self.write({MANIFEST_FILE: encode_manifest(manifest)})
 
-    def write(self, files: Mapping[str, bytes]) -> None:
+    def write(self, files: Mapping[str, bytes | Iterable[bytes | memoryview]]) -> None:
         """Replace files of the run, each in one step. Raises CaptureError."""
         try:
             replace_files(self.path, files)
@@ -169,8 +171,9 @@ class RunDirectory:
             (self.path / f"{shard}.journal").unlink(missing_ok=True)
 
     def discard(self) -> None:
-        """Take away the manifest of a run that never began."""
-        (self.path / MANIFEST_FILE).unlink(missing_ok=True)
+        """Take away the files of a run that never began."""
+        for name in (MANIFEST_FILE, READOUT_FILE):
+            (self.path / name).unlink(missing_ok=True)
 
     def release(self) -> None:
         """Give the lock back. A forked child that still has the descriptor does not keep it."""

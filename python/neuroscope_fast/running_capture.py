@@ -6,6 +6,7 @@ import contextlib
 import os
 import threading
 import warnings
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -141,17 +142,20 @@ class RunningCapture:
             counters=before.counters,
             dropped=before.dropped,
             checksums=before.checksums,
+            file_checksums=before.file_checksums,
             recovery=before.recovery,
             resumptions=[*before.resumptions, resumption],
         )
 
-    def start(self, model: nn.Module) -> None:
+    def start(self, model: nn.Module, vocabulary: Sequence[str] = ()) -> None:
         """Put the hooks on and, on disk, say that a run is being written."""
         from .compiled import CompiledCode
         from .devices import open_devices
         from .hooks import attach_taps
         from .passes import PassObserver
 
+        if self.options.store_readout and self._directory is not None:
+            self._store_readout(self._directory, model, vocabulary)  # first: it runs the model, which is not captured
         open_devices(model, self.plan, self.session)
         self._observer = PassObserver(model, self.session, [tap.place.module for tap in self.plan.taps])
         self.prompts.count_tokens = self._observer.usage
@@ -164,6 +168,30 @@ class RunningCapture:
         self._observer.graphs.start(self._observer)
         if self._directory is not None:
             self._directory.write_manifest(self.manifest)
+
+    def _store_readout(self, directory: RunDirectory, model: nn.Module, vocabulary: Sequence[str]) -> None:
+        from . import _core
+        from .model_readout import readout_of
+        from .readout import READOUT_FILE, encode_readout
+
+        heads = [
+            each.hook.output.module
+            for each in self.plan.hooks
+            if each.hook.component == "head_output"
+            and each.hook.spec.reduction is None
+            and each.hook.output is not None
+        ]
+        checksum = 0
+
+        def pieces() -> Iterator[bytes | memoryview]:
+            nonlocal checksum
+            for piece in encode_readout(readout):
+                checksum = _core.crc32c(piece, checksum)
+                yield piece
+
+        readout = readout_of(model, heads, vocabulary)
+        directory.write({READOUT_FILE: pieces()})
+        self.manifest.file_checksums = {READOUT_FILE: f"{checksum:08x}"}
 
     def cancel(self) -> None:
         """Undo a start that did not come to its end: nothing was captured, and nothing stays behind."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import NamedTuple
 
 from .activations import Source, data_ref, is_quantised
 from .errors import RunError
+from .files import open_regular, plain_name
 from .manifest import Manifest
 from .records import DataRef, Record
 from .recovery import Crc32c
@@ -18,7 +20,7 @@ Progress = Callable[[int], None]
 
 class BadRecord(NamedTuple):
     """A tensor that `verify` could not confirm. `key` ends in `/scale` or `/indices` where it is those of the
-    record.
+    record; it is empty where `file` is a whole file beside the shards, whose name then is the record's hook id.
     """
 
     record: Record
@@ -50,7 +52,33 @@ def verify_records(
             reason = _check(source, part, checksums.get(file, {}).get(key), crc32c, progress)
             if reason is not None:
                 bad.append(BadRecord(record, file, key, reason))
+    for name, expected_hex in manifest.file_checksums.items():
+        reason = _check_file(source.folder, name, expected_hex, crc32c, progress)
+        if reason is not None:
+            stands_for_it = Record(hook_id=name, layer_name="", component="", shape=[], dtype="uint8", is_input=False)
+            bad.append(BadRecord(stands_for_it, name, "", reason))
     return bad
+
+
+def _check_file(folder: Path, name: str, expected: str, crc32c: Crc32c, progress: Progress | None) -> str | None:
+    actual = 0
+    try:
+        with open_regular(folder / plain_name(name)) as file:
+            while piece := file.read(1 << 20):
+                actual = crc32c(piece, actual)
+                if progress is not None:
+                    progress(len(piece))
+    except FileNotFoundError:
+        return f"{folder / name} is missing"
+    except RunError as error:
+        return str(error)
+    except OSError as error:
+        return f"{folder / name} cannot be read: {error.strerror}"
+    return None if f"{actual:08x}" == expected else _differs(actual, expected)
+
+
+def _differs(actual: int, expected: str) -> str:
+    return f"its checksum is {actual:08x} and was {expected} when it was written"
 
 
 class _Part(NamedTuple):
@@ -89,9 +117,7 @@ def _check(
     actual = crc32c(stored)
     if progress is not None:
         progress(len(stored))
-    if actual == expected:
-        return None
-    return f"its checksum is {actual:08x} and was {expected:08x} when it was written"
+    return None if actual == expected else _differs(actual, f"{expected:08x}")
 
 
 def native_crc32c() -> Crc32c | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from weakref import WeakKeyDictionary
 
-from ..activations import Activations
+from ..activations import SEQUENCE_AXIS, Activations
 from ..reader import HookNotCaptured, Run
 from ..records import Record
 
@@ -50,3 +50,13 @@ def index_of(run: Run) -> RunIndex:
     if found is None:
         found = _indices[run] = RunIndex(run)
     return found
+
+
+def row_length(record: Record) -> int:
+    """How many positions a row of the batch has in a record that tells its padding; some modules flatten rows and
+    positions into one axis.
+    """
+    if record.component == "embedding" and record.is_input:  # token ids, [rows, positions]
+        return record.shape[1]
+    axis = len(record.shape) - SEQUENCE_AXIS.get(record.reduction or record.component, 2)
+    return record.shape[axis] if axis >= 1 else record.shape[0] // max(len(record.real_tokens or ()), 1)

@@ -16,7 +16,7 @@ from ..activations import SEQUENCE_AXIS
 from ..errors import RunError
 from ..reader import Run
 from ..records import Record
-from .run_index import index_of
+from .run_index import index_of, row_length
 
 Array = np.ndarray[Any, Any]
 
@@ -148,17 +148,18 @@ def tokens(run: Run, prompt: int = 0, row: int = 0) -> Tokens:
     return Tokens([], [str(position) for position in range(length)], first)
 
 
-def join(run: Run, hook_id: str, prompt: int = 0, row: int = 0) -> Joined:
-    """What a hook captured of one sequence, prefill and decode joined, the axis of positions first: [B, S, D] gives
-    values [T, D], `head_output` [B, S, H, D] gives [T, H, D], the reduction `entropy` [B, H, Q] gives [T, H].
+def join(run: Run, hook_id: str, prompt: int = 0, row: int = 0, *, is_input: bool = False) -> Joined:
+    """What a hook captured of one sequence on one of its sides, prefill and decode joined, the axis of positions first:
+    [B, S, D] gives values [T, D], `head_output` [B, S, H, D] gives [T, H, D], the reduction `entropy` [B, H, Q] gives
+    [T, H].
 
     Raises RunError where the hook holds nothing of it, several sequences, or no axis of rows and positions; and for
     `key` and `value`, each of whose tensors is the whole cache, and patterns, for which there is `pattern`.
     """
-    records = index_of(run).records(hook_id, prompt)
+    records = index_of(run).records(hook_id, prompt, is_input)
     if records and _kind(records[0]) in (*_WITH_KEYS, "key", "value"):
         raise RunError(f"{hook_id} holds tensors of the whole cache, which make no sequence of positions")
-    steps = list(_steps(run, hook_id, prompt, row))
+    steps = list(_steps(run, hook_id, prompt, row, is_input))
     if not steps:
         raise RunError(f"{hook_id} holds nothing of prompt {prompt}, row {row}")
     positions = np.concatenate([step.positions for step in steps])
@@ -231,9 +232,9 @@ class _Step(NamedTuple):
     last: int
 
 
-def _steps(run: Run, hook_id: str, prompt: int, row: int) -> Iterator[_Step]:
+def _steps(run: Run, hook_id: str, prompt: int, row: int, is_input: bool = False) -> Iterator[_Step]:
     padding = _padding(run, prompt, row)
-    for activations, number in index_of(run).each(hook_id, prompt):
+    for activations, number in index_of(run).each(hook_id, prompt, is_input):
         record = activations.record(number)
         if record.call > 0:
             raise RunError(
@@ -300,7 +301,7 @@ def _padding(run: Run, prompt: int, row: int) -> Array:
     record = index_of(run).real_tokens.get(prompt)
     if record is None or record.real_tokens is None or row >= len(record.real_tokens):
         return np.arange(0)
-    length = record.shape[_axis(record)]
+    length = row_length(record)
     return np.setdiff1d(np.arange(length), _real(record, row, length))
 
 

@@ -19,7 +19,7 @@ import typer
 
 from ..environment import package_version
 from ..errors import HookError, NeuroscopeError, OptionError
-from . import capture, components, demo, doctor, recover, report, show, verify, view
+from . import analyze, capture, components, demo, doctor, plot, recover, report, show, verify, view
 from .console import say
 
 PROGRAM = "neuroscope-fast"
@@ -43,6 +43,8 @@ for command in (
     components.components,
     verify.verify,
     recover.recover,
+    analyze.analyze,
+    plot.plot,
     doctor.doctor,
 ):
     app.command()(command)

@@ -101,6 +101,13 @@ def capture(
     top_keys: Annotated[
         int | None, typer.Option(metavar="K", help=f"The reduction top_k keeps so many keys; else {TOP_K}.", min=1)
     ] = None,
+    store_readout: Annotated[
+        bool,
+        typer.Option(
+            "--store-readout",
+            help="Keep final norm and unembedding too: logit lens and attribution then need no model.",
+        ),
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that is in DIR.")] = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run that is in DIR, which was interrupted, if there is one.")
@@ -156,6 +163,7 @@ def capture(
         "capture_dtype": one_of(capture_dtype, CAST_DTYPES, "--capture-dtype"),
         "analysis": analysis,
         "description": description,
+        "store_readout": store_readout,
         "overwrite": overwrite,
         "resume": resume,
         "overflow": one_of(overflow, _OVERFLOW, "--overflow"),

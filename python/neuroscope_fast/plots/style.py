@@ -89,6 +89,14 @@ def token_label(text: str, limit: int = 12) -> str:
     return shown.replace("$", r"\$")
 
 
+def check_suffix(target: Path) -> str:
+    """The end of a picture's name. Raises OptionError for one that no picture has."""
+    suffix = target.suffix.lower()
+    if suffix not in (".png", ".svg", ".html"):
+        raise OptionError(f"{target} cannot be written: a picture is .png, .svg or .html, by the end of its name")
+    return suffix
+
+
 def save(figure: Figure, path: str | os.PathLike[str]) -> None:
     """Writes a figure as `.png` (150 dots an inch), `.svg`, or `.html`: a page with the SVG in it that fetches nothing.
 
@@ -96,9 +104,7 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
     a machine without the font. Raises OptionError for another suffix, RunError where the file cannot be written.
     """
     target = Path(path)
-    suffix = target.suffix.lower()
-    if suffix not in (".png", ".svg", ".html"):
-        raise OptionError(f"{target} cannot be written: a picture is .png, .svg or .html, by the end of its name")
+    suffix = check_suffix(target)
     if suffix == ".png":
         data = _drawn(figure, "png", {"Title": _title(figure), "Software": None})
     else:
