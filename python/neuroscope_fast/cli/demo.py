@@ -81,8 +81,7 @@ def _free() -> Path:
 
 def _draw_pictures(run: Run, heads: object) -> dict[Path, str]:
     """What stands in each picture, by its file."""
-    from ..manifest import replace_file
-    from ..plots.style import save
+    from ..plots.style import save, write
     from ..view.page import attention_page
 
     assert run.path is not None
@@ -92,7 +91,7 @@ def _draw_pictures(run: Run, heads: object) -> dict[Path, str]:
     scores, words, page = folder / "heads.png", folder / "logit_lens.png", folder / "attention.html"
     save(analysis_of("attention").figures["scores"](run, heads, run_name(run), Asked()), scores)
     save(lens.figures["lens"](run, lens.run(run, Asked()), run_name(run), Asked()), words)
-    replace_file(page, attention_page(run).encode())
+    write(page, attention_page(run).encode())
     return {
         page: "every head's attention, for a browser",
         scores: "what the heads do, by layer",
