@@ -167,7 +167,13 @@ def _graph(run: Run, asked: Asked) -> Any:
 
     groups = _groups(asked)
     compared = compare(run, **groups, **_given(asked, "seed"))
-    return circuit_graph(run, **groups, comparison=compared)
+    model = _model(asked)
+    projections = None
+    if model is not None:
+        from ..analysis.head_writes import output_projections
+
+        projections = output_projections(model)
+    return circuit_graph(run, **groups, comparison=compared, projections=projections)
 
 
 def _patching(run: Run, asked: Asked) -> Any:
@@ -259,7 +265,7 @@ ANALYSES: dict[str, Analysis] = {
     ),
     "graph": Analysis(
         "how the components that differ read each other",
-        _GROUPS,
+        (*_GROUPS, "model"),
         _graph,
         {"graph": _draw("circuits", "graph_figure")},
     ),

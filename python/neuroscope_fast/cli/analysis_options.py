@@ -26,7 +26,12 @@ TokenOption = Annotated[str | None, typer.Option(metavar="TOKEN", help="attribut
 AgainstOption = Annotated[str | None, typer.Option(metavar="TOKEN", help="attribution: less the logit of this token.")]
 ModelOption = Annotated[
     str | None,
-    typer.Option("--model", "-m", metavar="MODEL", help="lens, attribution, flow: its readout. patching: it is run."),
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="MODEL",
+        help="lens, attribution, flow: its readout. patching: it is run. graph: its heads apart.",
+    ),
 ]
 HookOption = Annotated[list[str] | None, typer.Option("--hook", metavar="ID", help="features: of this. Repeatable.")]
 NeuronOption = Annotated[str | None, typer.Option("--neurons", metavar="LIST", help="features: these, such as 3,17.")]

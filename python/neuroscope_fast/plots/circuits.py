@@ -140,7 +140,7 @@ def graph_figure(graph: CircuitGraph, run_name: str) -> Figure:
     height = {level: number for number, level in enumerate(levels)}
     places = _layout(nodes, height)
     widest = max(abs(x) for x, _ in places.values()) + 0.8
-    drawn = new_figure(max(7.5, 2.2 * widest), 1.6 + 0.62 * len(levels), "Circuit graph", run_name)
+    drawn = new_figure(max(6.5, 2.0 * widest), 1.5 + 0.55 * len(levels), "Circuit graph", run_name)
     axes = drawn.add_subplot()
     most = max((abs(link.share) for link in graph.links), default=1.0)
     for link in drawn_links:
