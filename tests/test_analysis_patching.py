@@ -13,7 +13,8 @@ import pytest
 import tiny_models
 import torch
 from neuroscope_fast import demo
-from neuroscope_fast.analysis.interventions import Patch, Site, patched, sites
+from neuroscope_fast.analysis.circuits import compare
+from neuroscope_fast.analysis.interventions import Patch, Site, patched, sites, sites_of
 from neuroscope_fast.analysis.logit_metric import last_logits, logit_difference, prompt_ids
 from neuroscope_fast.analysis.patching import Patching, ablate, activation_patching
 from neuroscope_fast.analysis.results import encode
@@ -261,6 +262,24 @@ def test_ablations_are_passes_by_hand() -> None:
         ablate(MODEL, chosen, metric, kind="mean")
     with pytest.raises(OptionError, match="no site"):
         ablate(MODEL, [], metric)
+
+
+def test_what_a_comparison_found_can_be_patched() -> None:
+    hooks = ["model.layers.*:head_output", "model.layers.*:attention_pattern", "model.layers.*:mlp"]
+    ids = [[5, 6, number, 9] for number in range(10, 22)]
+    changed = [[5, 6, number, 30] for number in range(10, 22)]
+    found = compare(captured_run(ids, hooks), captured_run(changed, hooks))
+    assert len(found.found()) > 2
+    chosen = sites_of(found, most=4)
+    assert len(chosen) == len(set(chosen)) == 4
+    assert {site.component for site in chosen} <= {"head_output", "mlp"}
+    first = found.components[int(np.lexsort((found.p, found.p_family))[0])]
+    assert (chosen[0].layer, chosen[0].head) == (first.layer, first.head)
+    patched_in = activation_patching(MODEL, ids[:1], changed[:1], [20], [30], sites=chosen)
+    assert np.isfinite(patched_in.normalised).all()
+    alike = compare(captured_run(ids[:2], hooks), captured_run(changed[:2], hooks))
+    assert alike.found() == []
+    assert len(sites_of(alike)) == 20
 
 
 class Heads:

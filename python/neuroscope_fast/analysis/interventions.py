@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any, NamedTuple, cast
 
 import msgspec
+import numpy as np
 import torch
 from torch import nn
 
@@ -27,6 +28,7 @@ from ..errors import OptionError
 from ..model_components import Place
 from ..model_map import components, resolve_hooks
 from ..spec import HookSpec
+from .circuit_comparison import Comparison
 from .sequences import layer_number
 
 PATCHABLE = ("embedding", "residual", "attention", "head_output", "mlp", "moe", "neuron", "layernorm")
@@ -86,6 +88,21 @@ def sites(model: nn.Module, wanted: Sequence[str] = ("residual", "attention", "h
     if not found:
         raise OptionError(f"{type(model).__name__} has none of {', '.join(wanted)} in its layers")
     return found
+
+
+def sites_of(comparison: Comparison, most: int = 20) -> list[Site]:
+    """The components that a comparison found, the surest first, as sites; where it found none, the likeliest.
+
+    Of an attention pattern it is the output of its head. Components that cannot be patched are left out.
+    """
+    order = np.lexsort((comparison.p, comparison.p_family))
+    found = [comparison.components[c] for c in order if comparison.p_family[c] <= comparison.alpha]
+    chosen: dict[Site, None] = {}
+    for component in found or [comparison.components[c] for c in order]:
+        name = "head_output" if component.component == "attention_pattern" else component.component
+        if name in PATCHABLE:
+            chosen.setdefault(Site(component.layer_name, name, component.layer, component.head))
+    return list(chosen)[:most]
 
 
 @contextmanager
