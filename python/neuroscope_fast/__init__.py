@@ -5,6 +5,8 @@ Importing this package imports neither torch nor the native engine: both are loa
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from . import demo
 from .capture import Capture, capture
 from .errors import CaptureError, CaptureWarning, HookError, ModelError, NeuroscopeError, OptionError, RunError
@@ -16,6 +18,9 @@ from .records import json_schema
 from .repair import recover_run as recover
 from .report import render
 from .spec import HookSpec, parse_hooks
+
+if TYPE_CHECKING:
+    from . import analysis, plots, view
 
 __all__ = [
     "Capture",
@@ -31,12 +36,28 @@ __all__ = [
     "Run",
     "RunError",
     "RunIncompleteWarning",
+    "__version__",
+    "analysis",
     "capture",
     "demo",
     "generate",
     "json_schema",
     "open",
     "parse_hooks",
+    "plots",
     "recover",
     "render",
+    "view",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("analysis", "plots", "view"):  # imported when they are first used: they need NumPy, torch, matplotlib
+        import importlib
+
+        return importlib.import_module(f".{name}", __name__)
+    if name == "__version__":
+        from .environment import package_version
+
+        return package_version("neuroscope-fast")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
