@@ -182,6 +182,7 @@ def test_targets_are_the_tokens_that_were_generated(tmp_path: Path) -> None:
     for wanted, message in ((" Marius", "no single token"), ("Mary ", "there is ' Mary'"), (99999, "there is no")):
         with pytest.raises(OptionError, match=message):
             logit_attribution(run, token=wanted)
+    assert logit_attribution(run, token="777").targets.tolist() == [777] * 4
     with pytest.raises(OptionError, match="position 99 is not among those captured"):
         logit_attribution(run, positions=[99])
 

@@ -21,26 +21,32 @@ def test_the_demo_leaves_a_run_and_says_what_to_do_next(
     done = run(capsys, "demo")
     assert done.code == 0
     assert done.out.startswith("Recursion is")
+    first = done.out.split("\n\n")[1]
+    assert first.startswith("What the attention heads do")
+    assert "induction" in first
+    assert "11.3" in first  # of demo.scores the best of them
     assert "runs/demo: complete" in done.out
     assert torch.get_num_threads() == threads
     captured = nsf.open(tmp_path / "runs" / "demo")
     assert captured.hooks == [
-        "pattern_layer_6",
-        "pattern_layer_11",
+        *(f"pattern.{layer}" for layer in range(12)),
+        *(f"residual.{layer}" for layer in range(12)),
         "attention_layer_10",
-        "residual_layer_10",
         "neurons_layer_10",
         "logits",
     ]
     tokens = captured.metadata.usage.completion_tokens
     assert {len(captured[hook]) for hook in captured.hooks} == {tokens}
-    for step, pattern in enumerate(captured["pattern_layer_11"]):
+    for step, pattern in enumerate(captured["pattern.11"]):
         assert pattern.dim() == 4
         assert pattern.shape[3] == captured.metadata.usage.prompt_tokens + step
         torch.testing.assert_close(pattern.sum(-1), torch.ones(pattern.shape[:3]))
     assert captured.verify() == []
-    for file in (tmp_path / "runs" / "demo").iterdir():
-        assert f"\n  {file.name} " in done.out
+    folder = tmp_path / "runs" / "demo"
+    for file in [*folder.iterdir(), *(folder / "pictures").iterdir()]:
+        if file.is_file():
+            assert f"\n  {file.relative_to(folder)} " in done.out
+            assert file.stat().st_size > 100
     assert run(capsys, "verify", "runs/demo").code == 0
     assert run(capsys, "report", "runs/demo").out.startswith("# Circuit Analysis Data Format: attention_patterns\n")
 

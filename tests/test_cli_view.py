@@ -82,7 +82,7 @@ def test_what_cannot_be_viewed_is_one_line(folder: Path, tmp_path: Path, capsys:
     done = run(capsys, "view", tmp_path / "other")
     assert done.code == 1
     assert done.err == (
-        "error: this run does not hold what the attention page needs: capture it with --hook "
+        "error: this run does not hold what an analysis of attention needs: capture it with --hook "
         "'model.layers.*:attention_pattern'\n"
     )
 

@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +191,24 @@ def test_a_start_that_fails_leaves_nothing(tmp_path: Path) -> None:
     assert hook_state(model) == before
     with pytest.raises(OptionError, match="give out the path of a folder"):
         nsf.capture(model, HOOKS, store_readout=True)
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_a_resumed_run_keeps_it(tmp_path: Path, again: bool) -> None:
+    model = flow_runs.build("llama")
+    ids = architectures.inputs("llama")["input_ids"]
+    with suppress(KeyboardInterrupt), nsf.capture(model, HOOKS, tmp_path / "run", store_readout=True) as cap:
+        model(ids)
+        cap.next_prompt()
+        raise KeyboardInterrupt
+    assert cap.result.status == "interrupted"
+    with nsf.capture(model, HOOKS, tmp_path / "run", resume=True, store_readout=again) as cap:
+        model(ids)
+    run = nsf.open(tmp_path / "run")
+    assert run.status == "complete"
+    assert run.verify() == []
+    assert list(run.manifest.file_checksums) == [READOUT_FILE]
+    assert read_readout(run).layers[0].projection is not None
 
 
 class Scaled(nn.Module):

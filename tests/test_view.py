@@ -226,9 +226,22 @@ def test_hooks_of_the_same_layer_are_told_apart() -> None:
 
 
 def test_a_run_without_attention_is_one_line_that_says_what_to_capture() -> None:
-    run = MemoryRun().add("a", np.zeros((1, 2, 3), np.float32), component="residual", layer="gpt.h.3").run()
+    made = MemoryRun().add("a", np.zeros((1, 2, 3), np.float32), component="residual", layer="gpt.h.3")
+    run = made.add("cross", causal(1, 3)[None], layer="gpt.h.3.crossattention").run()
     with pytest.raises(MissingActivations, match=re.escape("--hook 'gpt.h.*:attention_pattern'")):
         attention_page(run)
+
+
+def test_of_encoder_decoders_self_attention_is_shown_and_the_decoder_has_no_names() -> None:
+    made = MemoryRun()
+    for name in ("encoder.block.0.layer.0", "decoder.block.0.layer.0", "decoder.block.0.layer.1"):
+        made.add(name, causal(1, 3)[None], layer=name)
+    entries = contents_of(made.run())["groups"][0]["entries"]
+    told = [(each["hook"], each["label"], each["reads"]) for each in entries]
+    assert told == [
+        ("encoder.block.0.layer.0", "encoder.block.0.layer.0", True),
+        ("decoder.block.0.layer.0", "decoder.block.0.layer.0", False),
+    ]
 
 
 def test_the_page_holds_the_numbers_of_every_prompt_and_row() -> None:

@@ -262,3 +262,14 @@ def test_the_server_gives_what_is_looked_at(browser: Browser, tmp_path: Path) ->
     page.wait("!part.error.hidden")
     assert page.evaluate("part.error.textContent") == "the server does not answer: start `neuroscope-fast view` again"
     page.close()
+
+
+def test_tokens_of_another_sequence_are_numbered(browser: Browser, tmp_path: Path) -> None:
+    made = MemoryRun().add("e", causal(1, 3)[None], layer="encoder.block.0").say(["a", "b", "c"])
+    page = open_file(browser, made.add("d", causal(1, 5)[None], layer="decoder.block.0").run(), tmp_path)
+    assert page.evaluate("text.tokens.map(token => token.textContent)") == ["a", "b", "c"]
+    page.click_on(head_button(1, 0))
+    page.wait("part.title.textContent === 'd, head 0'")
+    assert page.evaluate("text.tokens.map(token => token.textContent)") == ["0", "1", "2", "3", "4"]
+    assert "whose tokens the run does not name" in page.evaluate("part.note.textContent")
+    finish(page)

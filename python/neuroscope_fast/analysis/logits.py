@@ -88,13 +88,17 @@ class Names:
         return self._known.get(token, f"#{token}")
 
     def token(self, wanted: int | str) -> int:
-        """The id of a token given by its id or its text. Raises OptionError."""
+        """The id of a token given by its id or its text; digits that are no token's text are an id. Raises
+        OptionError.
+        """
+        known = self._known or dict(enumerate(self._vocabulary))
+        found = [token for token, text in known.items() if text == wanted]
+        if not found and isinstance(wanted, str) and wanted.isdecimal():
+            wanted = int(wanted)
         if isinstance(wanted, int):
             if not 0 <= wanted < self._size:
                 raise OptionError(f"there is no token {wanted}: the model has {self._size}")
             return wanted
-        known = self._known or dict(enumerate(self._vocabulary))
-        found = [token for token, text in known.items() if text == wanted]
         if len(found) == 1:
             return found[0]
         if found:

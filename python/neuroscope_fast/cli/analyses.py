@@ -233,19 +233,19 @@ ANALYSES: dict[str, Analysis] = {
         "norms of the residual stream, and what attention and MLP add to it",
         (*_SEQUENCE, "model"),
         _flow,
-        {"flow": _draw("flow", "flow_figure")},
+        {"flow": _draw("flow")},
     ),
     "lens": Analysis(
         "the logit lens: what each layer's stream would say next",
         (*_SEQUENCE, "top", "model"),
         _lens,
-        {"lens": _draw("flow", "lens_figure")},
+        {"lens": _draw("logit_lens")},
     ),
     "attribution": Analysis(
         "direct logit attribution: which blocks and heads made the next token likely",
         (*_SEQUENCE, "token", "against", "model"),
         _attribution,
-        {"attribution": _draw("flow", "attribution_figure")},
+        {"attribution": _draw("attribution")},
     ),
     "features": Analysis(
         "what MLP neurons, or the features of a sparse autoencoder, respond to",

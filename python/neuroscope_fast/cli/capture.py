@@ -14,7 +14,6 @@ import typer
 from ..head_options import PATTERN_REDUCTIONS, TOP_K
 from ..models import EMBEDDED
 from ..options import CaptureOptions
-from ..records import Generation
 from ..spec import CAST_DTYPES
 from .console import JsonOption, console, line, print_json, say, size_text
 from .inputs import one_of, read_hooks, read_prompts, read_size
@@ -203,15 +202,11 @@ def run_generation(model: str, out: Path, **arguments: Any) -> RunSummary:
     except KeyboardInterrupt:
         say(f"interrupted: {out} holds what was captured until then" if meter and meter.started else "interrupted")
         raise typer.Exit(130) from None
-    prompts = arguments["prompts"]
     wanted = meter.most_tokens
     if meter.tokens < wanted:
         say(f"note: the model ended its text after {meter.tokens} of {wanted} tokens; --ignore-eos goes on")
-    summary = summarise_run(run)
-    if len(prompts) == 1 and isinstance(prompts[0], str):
-        summary.generations = [Generation(prompts[0], summary.generated_text, summary.usage)]
     return msgspec.structs.replace(
-        summary,
+        summarise_run(run),
         seconds=round(meter.seconds, 6),
         tokens_per_second=round(meter.tokens_per_second, 3),
     )

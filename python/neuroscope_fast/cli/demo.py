@@ -1,4 +1,4 @@
-"""`neuroscope-fast demo`: the main job on the embedded model."""
+"""`neuroscope-fast demo`: the main job on the embedded model, and what its heads do."""
 
 from __future__ import annotations
 
@@ -9,20 +9,23 @@ from typing import Annotated
 
 import typer
 
+from ..reader import Run, open_run
+from .analyses import Asked, analysis_of, run_name
 from .capture import print_speed, run_generation
 from .console import JsonOption, console, line, print_json
 from .show import print_summary
 from .summary import RunSummary
+from .tables import print_table
 
 HOOKS = (
-    "model.layers.6.self_attn:attention_pattern:pattern_layer_6",
-    "model.layers.11.self_attn:attention_pattern:pattern_layer_11",
+    "model.layers.*.self_attn:attention_pattern:pattern",
+    "model.layers.*:residual:residual",
     "model.layers.10.self_attn:attention:attention_layer_10",
-    "model.layers.10:residual:residual_layer_10",
     "model.layers.10:neuron:neurons_layer_10",
     "lm_head:logits:logits",
 )
 PROMPT = "Recursion is"
+PICTURES = "pictures"
 _DEFAULT_OUT = Path("runs/demo")
 
 
@@ -38,7 +41,7 @@ def demo(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that is in DIR.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Capture the embedded model at work.
+    """Capture the embedded model at work, and say what its attention heads do.
 
     It needs no network and no download.
     """
@@ -50,14 +53,24 @@ def demo(
         max_new_tokens=max_new_tokens,
         analysis="attention_patterns",
         description="Analyze attention patterns across layers",
+        store_readout=True,
         overwrite=overwrite,
     )
+    run = open_run(summary.run)
+    heads = analysis_of("attention").run(run, Asked())
+    pictures = _draw_pictures(run, heads)
     if as_json:
         print_json(summary)
         return
-    print_summary(summary)
+    text = summary.generations[0]
+    line(console(), (text.prompt, "bold"), text.generated_text)
+    line(console(), "")
+    for table in heads.tables()[:1]:
+        print_table(console(), table)
+    line(console(), "")
+    print_summary(summary, details=False)
     print_speed(summary)
-    _print_files(summary)
+    _print_files(summary, pictures)
 
 
 def _free() -> Path:
@@ -66,28 +79,54 @@ def _free() -> Path:
     return next(path for path in chain((_DEFAULT_OUT,), names) if not path.exists())
 
 
-def _print_files(summary: RunSummary) -> None:
+def _draw_pictures(run: Run, heads: object) -> dict[Path, str]:
+    """What stands in each picture, by its file."""
+    from ..plots.style import save, write
+    from ..view.page import attention_page
+
+    assert run.path is not None
+    folder = run.path / PICTURES
+    folder.mkdir(exist_ok=True)
+    lens = analysis_of("lens")
+    scores, words, page = folder / "heads.png", folder / "logit_lens.png", folder / "attention.html"
+    save(analysis_of("attention").figures["scores"](run, heads, run_name(run), Asked()), scores)
+    save(lens.figures["lens"](run, lens.run(run, Asked()), run_name(run), Asked()), words)
+    write(page, attention_page(run).encode())
+    return {
+        page: "every head's attention, for a browser",
+        scores: "what the heads do, by layer",
+        words: "what each layer would say next",
+    }
+
+
+def _print_files(summary: RunSummary, pictures: dict[Path, str]) -> None:
     out = console()
     run = Path(summary.run)
     said = {
         summary.metadata_file: "an entry for each tensor",
         summary.report_file: "the report, for people",
         "capture.json": "versions, options, checksums",
+        "prompts.jsonl": "the text, and its tokens",
+        "readout.safetensors": "the weights that read logits off the stream",
     }
     line(out, "")
     line(out, (f"{run}/", "bold"))
-    files = sorted(run.iterdir())
-    width = max(len(file.name) for file in files)
-    for file in files:
-        text = said.get(file.name) or ("tensors" if file.suffix == ".safetensors" else "which tensor is where")
-        line(out, f"  {file.name:<{width}}  {text}")
+    files = {file.name: file for file in sorted(run.iterdir()) if file.is_file()}
+    names = {str(path.relative_to(path.parents[1])): text for path, text in pictures.items()}
+    width = max(map(len, [*files, *names]))
+    for name, file in files.items():
+        text = said.get(name) or ("tensors" if file.suffix == ".safetensors" else "which tensor is where")
+        line(out, f"  {name:<{width}}  {text}")
+    for name, text in names.items():
+        line(out, f"  {name:<{width}}  {text}")
     quoted = shlex.quote(str(run))
     line(out, "")
     line(out, ("Try next:", "bold"))
     for command in (
+        f"neuroscope-fast view {quoted}",
+        f"neuroscope-fast analyze {quoted} --what lens",
+        f"neuroscope-fast plot {quoted} --what attention --layer 11 --head 3 -o head.png",
         f"neuroscope-fast report {quoted}",
-        f"neuroscope-fast verify {quoted}",
-        "neuroscope-fast components demo",
         "neuroscope-fast capture --model demo --prompt 'A loop is' \\",
         "    --hook 'model.layers.*:residual' --out runs/loop",
     ):
@@ -95,5 +134,5 @@ def _print_files(summary: RunSummary) -> None:
     line(out, ("and in Python:", "bold"))
     line(out, "  import neuroscope_fast as nsf")
     line(out, f"  run = nsf.open({str(run)!r})")
-    line(out, "  run['pattern_layer_11'][0]        # the prompt's attention patterns: [1, heads, queries, keys]")
-    line(out, "  run['residual_layer_10'].cat()    # all steps joined: [1, tokens, width]")
+    line(out, "  run['pattern.11'][0]          # the prompt's attention patterns: [1, heads, queries, keys]")
+    line(out, "  run['residual.10'].cat()      # all steps joined: [1, tokens, width]")

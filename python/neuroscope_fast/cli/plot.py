@@ -123,12 +123,12 @@ def plot(  # noqa: PLR0917 - each is an option of the command line
 
 
 def _attention_page(path: Path, asked: Asked, out: Path) -> None:
-    from ..manifest import replace_file
+    from ..plots.style import write
     from ..view.page import attention_page
 
     run = open_quietly(path)
     page = attention_page(run, None if asked.prompt is None else [asked.prompt])
-    replace_file(out, page.encode())
+    write(out, page.encode())
     line(console(), str(out))
     if run.notice:
         say(f"note: {run.notice}")

@@ -36,18 +36,19 @@ def open_quietly(path: Path) -> Run:
         return open_run(path)
 
 
-def print_summary(summary: RunSummary) -> None:
-    """For people."""
+def print_summary(summary: RunSummary, *, details: bool = True) -> None:
+    """For people. `details`: the texts, and a line for each hook."""
     out = console()
-    if summary.generated_text:
-        texts = [each.prompt + each.generated_text for each in summary.generations] or [summary.generated_text]
-        for text in texts[:_MOST_TEXTS]:
+    if details and summary.generated_text:
+        written = [each.prompt + each.generated_text for each in summary.generations] or [summary.generated_text]
+        for text in written[:_MOST_TEXTS]:
             paragraphs(out, text)
-        if len(texts) > _MOST_TEXTS:
-            line(out, f"… and {count_text(len(texts) - _MOST_TEXTS, 'text')} more in {summary.metadata_file}")
+        if len(written) > _MOST_TEXTS:
+            line(out, f"… and {count_text(len(written) - _MOST_TEXTS, 'text')} more in {summary.metadata_file}")
         line(out, "")
-    print_hooks(out, summary.hooks)
-    line(out, "")
+    if details:
+        print_hooks(out, summary.hooks)
+        line(out, "")
     model = summary.model.name_or_path or summary.model.class_name or "a model without a name"
     line(out, f"{summary.run}: {summary.status}, captured from {model}")
     usage = summary.usage

@@ -15,6 +15,7 @@ from ..activations import data_ref
 from ..dtypes import BY_NAME, MAX_RANK
 from ..errors import RunError, one_line
 from ..manifest import Counters, ModelInfo
+from ..prompt_log import generations_of
 from ..reader import Run
 from ..records import Generation, HookConfiguration, Record, Usage
 from ..run_directory import report_file_name
@@ -86,7 +87,7 @@ def summarise_run(run: Run) -> RunSummary:
         report_file=report_file_name(manifest.metadata_file),
         model=manifest.model,
         generated_text=metadata.generated_text,
-        generations=metadata.generations,
+        generations=metadata.generations or generations_of(run.prompts),
         usage=metadata.usage,
         hooks=[
             _summarise_hook(hook_id, records, asked.get(hook_id)) for hook_id, records in metadata.activations.items()

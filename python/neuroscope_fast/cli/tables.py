@@ -28,8 +28,8 @@ def print_table(out: Console, table: Table) -> None:
     """Numbers are aligned to the right. Texts may be of any origin: nothing in them is markup or a control."""
     from ..analysis.tables import cell_text
 
-    drawn = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left", caption_justify="left")
-    drawn.title = Text(one_line(table.title), style="bold")
+    out.print(Text(one_line(table.title), style="bold"), soft_wrap=True)
+    drawn = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
     for column, name in enumerate(table.columns):
         numeric = all(not isinstance(row[column], str) for row in table.rows)
         drawn.add_column(Text(one_line(name)), justify="right" if numeric else "left", overflow="fold")

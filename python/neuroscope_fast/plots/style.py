@@ -110,6 +110,11 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
     else:
         svg = _drawn(figure, "svg", {"Title": _title(figure), "Date": None, "Creator": None})
         data = svg if suffix == ".svg" else _page(_title(figure), svg.decode()).encode()
+    write(target, data)
+
+
+def write(target: Path, data: bytes) -> None:
+    """Replace a file in one step. Raises RunError."""
     try:
         replace_file(target, data)
     except OSError as error:

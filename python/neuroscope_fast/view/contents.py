@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..analysis import sequences
+from ..analysis.attention_sources import sources, wanted
 from ..reader import Run
 from ..records import Record
 from .blocks import PER_QUERY
@@ -55,7 +56,7 @@ def contents_of(run: Run) -> dict[str, Any]:
         if kind in found
     ]
     if not groups:
-        raise sequences.missing("the attention page", [f"{sequences.layers_pattern(run)}:attention_pattern"])
+        raise sequences.missing("the attention page", [wanted(run)])
     entries = [entry for group in groups for entry in group["entries"]]
     for number, entry in enumerate(entries):
         entry["number"] = number
@@ -86,22 +87,23 @@ def tokens_of(run: Run, prompt: int, row: int) -> dict[str, Any]:
 
 
 def _entries(run: Run) -> dict[str | None, list[dict[str, Any]]]:
-    """The hooks that hold attention, by what is made of it, and by layer."""
+    """The hooks that hold self-attention, by what is made of it, and by layer. `reads`: the run's tokens are those of
+    the module; those of a decoder beside an encoder are others.
+    """
     found: dict[str | None, list[dict[str, Any]]] = {}
-    for hook_id in run:
-        records = run[hook_id].outputs.records
-        if not records or records[0].is_input or not _is_shown(records[0]):
+    for source in sources(run):
+        first = run[source.hook_id].outputs.records[0]
+        if not _is_shown(first):
             continue
-        first = records[0]
         layer = sequences.layer_number(first.layer_name)
-        heads = [] if first.reduction in ("mean", "max") else list(first.heads or range(first.shape[1]))
         entry = {
-            "hook": hook_id,
+            "hook": source.hook_id,
             "label": first.layer_name if layer is None else f"layer {layer}",
             "layer": layer,
-            "heads": heads,
+            "heads": source.heads or [],
             "dtype": first.dtype,
-            "prompts": sorted({record.prompt for record in records}),
+            "prompts": sorted(source.prompts),
+            "reads": source.reads,
         }
         found.setdefault(first.reduction, []).append(entry)
     for entries in found.values():
@@ -115,7 +117,7 @@ def _entries(run: Run) -> dict[str | None, list[dict[str, Any]]]:
 
 def _is_shown(record: Record) -> bool:
     rank = 3 if record.reduction in ("mean", "max", *PER_QUERY) else 4
-    return record.component == "attention_pattern" and record.reduction in _KINDS and len(record.shape) == rank
+    return record.reduction in _KINDS and len(record.shape) == rank
 
 
 def _layers(entries: list[dict[str, Any]]) -> str:

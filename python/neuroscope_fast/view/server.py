@@ -256,7 +256,7 @@ class ViewServer:
 def serve(run: Run, port: int = 0, host: str = DEFAULT_HOST, *, expose: bool = False) -> ViewServer:
     """A server of the attention page of a run, bound to `port` (0: one that is free) and not yet serving.
 
-    with nsf.view.serve(run) as server:
+    with serve(nsf.open("runs/one")) as server:
         print(server.url)
 
     Only the metadata of the run is read; a layer's tensors are when they are looked at. Raises MissingActivations where

@@ -4,7 +4,7 @@
 const LARGEST_CELL = 72; // CSS pixels
 const SMALLEST_CELL = 0.05;
 const LABEL_PITCH = 14; // between the labels of neighbours, so that they do not touch
-const MARK_PITCH = 18; // beside one that is marked, which has a border
+const MARK_PITCH = 16; // beside one that is marked, which has a border
 const LABEL_LETTERS = 14;
 
 class HeatMap {
@@ -45,8 +45,9 @@ class HeatMap {
   point(cursor, pinned, follow = false) {
     this.cursor = cursor;
     this.pinned = pinned;
+    if (this.matrix === null) return;
     if (follow && cursor) this.#bringIntoView(cursor);
-    this.draw();
+    this.#mark();
   }
 
   zoom(factor) {
@@ -95,6 +96,11 @@ class HeatMap {
   draw() {
     if (this.matrix === null) return;
     this.#drawCells();
+    this.#mark();
+  }
+
+  // What changes as the mouse moves; the cells stay.
+  #mark() {
     this.#label(this.side, this.rowNames, this.scroller.scrollTop, this.scroller.clientHeight, "row");
     this.#label(this.top, this.columnNames, this.scroller.scrollLeft, this.scroller.clientWidth, "column");
     this.#drawBands();

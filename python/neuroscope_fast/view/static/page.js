@@ -5,7 +5,8 @@ const source = new Remembered(contents.embedded ? new EmbeddedSource(contents) :
 const part = Object.fromEntries([...document.querySelectorAll("[id]")].map((element) => [element.id, element]));
 
 const chosen = { group: contents.groups[0], entry: null, head: null, prompt: 0, row: 0 };
-const shown = { matrix: null, codes: null, top: 0, tokens: null };
+const UNNAMED = { known: false, texts: [], prompt_tokens: 0 }; // of a module that reads other tokens than the run's
+const shown = { matrix: null, codes: null, top: 0, tokens: null, read: 0 };
 const pointer = { cursor: null, pinned: null };
 let asked = 0; // counts what was asked for, so that a late answer to an earlier question is not shown
 
@@ -59,7 +60,6 @@ function chooseGroup(row) {
   part.row.selectedIndex = row;
   part.row.closest("label").hidden = prompt.rows === 1;
   Object.assign(chosen, { group, prompt: prompt.number, row });
-  part.note.textContent = group.note;
   grid.show(group, entries, prompt.number, row);
   if (entries.length === 0) {
     say(`the run holds nothing of this kind for prompt ${prompt.number}`);
@@ -83,16 +83,20 @@ async function choose({ entry, head }, focus = false) {
       source.ask("block", entry, prompt, row, contents.embedded ? null : head),
     ]);
     if (number !== asked) return;
-    const matrix = matrixOf(block, group, head, tokens);
-    if (tokens !== shown.tokens) {
+    const named = entry.reads ? tokens : UNNAMED;
+    const matrix = matrixOf(block, group, head, named);
+    const read = block.queries.reduce((most, query) => Math.max(most, query + 1), 0);
+    if (named !== shown.tokens || read !== shown.read) {
       Object.assign(pointer, { cursor: null, pinned: null });
-      text.show(tokens, readTokens(block));
+      text.show(named, read);
     }
-    Object.assign(shown, { tokens, matrix });
+    Object.assign(shown, { tokens: named, read, matrix });
     if (matrix.rows <= Math.max(pointer.pinned ?? 0, pointer.cursor?.row ?? 0)) {
       Object.assign(pointer, { cursor: null, pinned: null });
     }
     say("");
+    const others = entry.reads ? "" : " This module reads a sequence of its own, whose tokens the run does not name.";
+    part.note.textContent = group.note + others;
     part.plot.querySelector(".corner span").textContent = matrix.perHead ? "head ↓ query →" : "query ↓ key →";
     part.title.textContent = [plain(entry.label), head === null ? group.title : `head ${head}`].join(", ");
     part.size.textContent = `${matrix.rows} ${matrix.perHead ? "heads" : "queries"} × ${matrix.columns} ${
@@ -105,10 +109,6 @@ async function choose({ entry, head }, focus = false) {
   } finally {
     if (number === asked) part.plot.setAttribute("aria-busy", "false");
   }
-}
-
-function readTokens(block) {
-  return block.queries.reduce((most, query) => Math.max(most, query + 1), 0);
 }
 
 function say(message) {
