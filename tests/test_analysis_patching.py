@@ -313,13 +313,13 @@ def as_sites(some: list[tuple[int, int]]) -> list[Site]:
 @pytest.mark.parametrize("seed", [502, 503])
 def test_the_induction_heads_together_do_the_copying(model: nn.Module, heads: Heads, seed: int) -> None:
     def accuracy(model: nn.Module) -> float:
-        return scores.copy_accuracy(model, sequences=40, seed=seed)  # type: ignore[arg-type]
+        return scores.copy_accuracy(model, sequences=25, seed=seed)  # type: ignore[arg-type]
 
     assert len(heads.induction) == 6
     reference = scores.repeated_sequences(model, 20, seed=504).tokens.tolist()  # type: ignore[arg-type]
     for kind in ("zero", "mean"):
         without = ablate(model, as_sites(heads.induction), accuracy, kind=kind, reference=reference)  # type: ignore[arg-type]
-        assert without.baseline >= 0.99  # measured: 0.999
+        assert without.baseline >= 0.99  # measured with 40 sequences: 0.999
         assert without.together <= 0.02  # measured: 0.001 at most
         # They stand in for each other: without any single one it goes on (measured: 0.992 at least).
         assert without.values.min() >= 0.97
@@ -329,6 +329,12 @@ def test_the_induction_heads_together_do_the_copying(model: nn.Module, heads: He
     # previous token, which feeds it (measured: 0.999 at least).
     assert ablate(model, as_sites(beside), accuracy).together >= 0.98
     assert ablate(model, as_sites(heads.others), accuracy, kind="mean", reference=reference).together >= 0.98
+    # Set to zero it is the same, but for layer 0, whose heads add much the same to every position.
+    behind = [each for each in heads.others if each[0] > 0]
+    assert ablate(model, as_sites(behind), accuracy).together >= 0.98
+    first = as_sites([each for each in heads.others if each[0] == 0])
+    assert ablate(model, first, accuracy).together <= 0.3  # measured: 0.07
+    assert ablate(model, first, accuracy, kind="mean", reference=reference).together >= 0.98
 
 
 def test_no_other_head_is_needed_for_copying(model: nn.Module, heads: Heads) -> None:
