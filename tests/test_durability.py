@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import time
 import warnings
@@ -252,6 +253,82 @@ def test_detach_where_a_module_gives_nothing_that_can_be_stored() -> None:
     assert outputs[2:] == ["nothing"] * 3
     assert capture.result.status == "failed"
     assert len(capture.result["x"]) == 2
+
+
+class Frozen:
+    """A file system of its own that can be made to take nothing: a write to it waits until it is thawed."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def freeze(self) -> None:
+        subprocess.run(["fsfreeze", "--freeze", str(self.folder)], check=True)
+
+    def thaw(self) -> None:
+        subprocess.run(["fsfreeze", "--unfreeze", str(self.folder)], check=True)
+
+
+@pytest.fixture
+def freezable(tmp_path: Path) -> Iterator[Frozen]:
+    image, place = tmp_path / "image", tmp_path / "disk"
+    place.mkdir()
+    image.write_bytes(b"")
+    os.truncate(image, 64 << 20)
+    lines = [["mkfs.ext4", "-q", str(image)], ["mount", "-o", "loop", str(image), str(place)]]
+    if os.geteuid() != 0 or shutil.which("fsfreeze") is None or shutil.which("mkfs.ext4") is None:
+        pytest.skip("no file system can be frozen here")
+    if any(subprocess.run(line, capture_output=True, check=False).returncode != 0 for line in lines):
+        pytest.skip("no file system can be mounted here")
+    frozen = Frozen(place)
+    yield frozen
+    subprocess.run(["fsfreeze", "--unfreeze", str(place)], capture_output=True, check=False)
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.mark.parametrize("on_error", ["raise", "detach"])
+def test_a_disk_that_does_not_answer_is_given_up(
+    model: nn.Module, freezable: Frozen, tmp_path: Path, on_error: str
+) -> None:
+    expected = fill(model)
+    out = freezable.folder / "run"
+    capture = nsf.capture(
+        model, HOOKS, out=out, durability="50KiB", shard_bytes=200_000, patience=0.5, on_error=on_error, **SMALL
+    )
+    said = f"nothing could be written for 0.5 s: the disk or the network under {out} does not answer"
+
+    def run() -> list[torch.Tensor]:
+        with capture:
+            model(torch.ones(1, 16, 32))
+            capture.sync()
+            freezable.freeze()
+            return fill(model)
+
+    begun = time.monotonic()
+    try:
+        if on_error == "raise":
+            with pytest.raises(nsf.CaptureError, match=said):
+                run()
+        else:
+            with pytest.warns(nsf.CaptureWarning, match=said):
+                assert all(map(torch.equal, run(), expected))
+        assert time.monotonic() - begun < 30
+        assert hook_count(model) == 0
+        with pytest.raises(nsf.CaptureError, match=f"the capture has no result: {said}"):
+            _ = capture.result
+        assert all(map(torch.equal, fill(model), expected))  # the model goes on
+    finally:
+        freezable.thaw()
+    # The writer, which the process still has, comes to its end.
+    deadline = time.monotonic() + 30
+    while list(out.glob("*.partial")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    with pytest.raises(nsf.RunError, match="another process is writing"):
+        nsf.recover(out)
+    run_again = nsf.recover(
+        shutil.copytree(out, tmp_path / "copy")
+    )  # as another process could, once this one has ended
+    assert len(run_again.records) >= 3
+    assert run_again.verify() == []
 
 
 def test_where_the_memory_for_a_pattern_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,7 +87,7 @@ std::shared_ptr<Session> make_session(const std::vector<std::tuple<std::string, 
                                       std::size_t taps, const std::optional<std::string>& folder,
                                       std::size_t ring_bytes, std::size_t block_bytes,
                                       std::uint64_t shard_bytes, bool sync_at_close, std::uint64_t sync_bytes,
-                                      double sync_seconds, std::uint32_t first_prompt,
+                                      double sync_seconds, double patience, std::uint32_t first_prompt,
                                       const std::map<std::string, std::uint32_t>& first_shards, bool detaches,
                                       const std::string& overflow, bool direct_io, bool e4m3_saturates,
                                       bool e5m2_saturates, const std::string& tensor_access,
@@ -100,6 +100,7 @@ std::shared_ptr<Session> make_session(const std::vector<std::tuple<std::string, 
     options.shard_bytes = shard_bytes;
     options.direct_io = direct_io;
     options.durability = {sync_at_close, sync_bytes, sync_seconds};
+    options.patience = patience;
     for (const auto& [dtype, number] : first_shards)
         options.first_shards[static_cast<std::size_t>(parse_dtype(dtype))] = number;
     options.overflow =
@@ -134,6 +135,14 @@ py::tuple shape_tuple(const Shape& shape) {
     py::tuple tuple(shape.size());
     for (std::size_t i = 0; i < shape.size(); ++i) tuple[i] = shape[i];
     return tuple;
+}
+
+// Its writer is in a call of the system that does not return: what it uses must outlive it.
+void keep_for_ever(std::shared_ptr<Session> session) {
+    static std::mutex mutex;
+    static auto* const kept = new std::vector<std::shared_ptr<Session>>;
+    const std::lock_guard lock(mutex);
+    kept->push_back(std::move(session));
 }
 
 py::list records(const Session& session) {
@@ -242,7 +251,7 @@ void register_session(py::module_& module) {
     py::class_<Session, std::shared_ptr<Session>>(module, "Session", "One capture: the engine and its taps.")
         .def(py::init(&make_session), "streams"_a, "taps"_a, py::kw_only(), "folder"_a, "ring_bytes"_a,
              "block_bytes"_a, "shard_bytes"_a, "sync_at_close"_a = false, "sync_bytes"_a = 0,
-             "sync_seconds"_a = 0.0, "first_prompt"_a = 0,
+             "sync_seconds"_a = 0.0, "patience"_a = 0.0, "first_prompt"_a = 0,
              "first_shards"_a = std::map<std::string, std::uint32_t>{}, "detaches"_a = false, "overflow"_a,
              "direct_io"_a, "e4m3_saturates"_a, "e5m2_saturates"_a, "tensor_access"_a, "staging_bytes"_a,
              "staging_share"_a)
@@ -311,11 +320,17 @@ void register_session(py::module_& module) {
             "sync", [](Session& session) { session.engine.sync(); }, Released())
         .def(
             "close",
-            [](Session& session) {
-                session.closed.store(true, std::memory_order_relaxed);
-                session.engine.close();
+            [](const std::shared_ptr<Session>& session) {
+                session->closed.store(true, std::memory_order_relaxed);
+                try {
+                    session->engine.close();
+                } catch (const EngineError&) {
+                    if (session->engine.hung()) keep_for_ever(session);
+                    throw;
+                }
             },
             Released())
+        .def_property_readonly("hung", [](const Session& session) { return session.engine.hung(); })
         .def_property_readonly("small_records",
                                [](const Session& session) {
                                    const py::gil_scoped_release released;

@@ -60,10 +60,20 @@ void BlockRing::limit(std::size_t blocks) {
     usable_ = blocks;
 }
 
+Block* BlockRing::take_now() {
+    if (const std::optional<std::uint32_t> index = free_.try_pop()) return &blocks_[*index];
+    return fresh_blocks() > 0 ? &blocks_[touched_++] : nullptr;
+}
+
 Block& BlockRing::acquire() {
-    if (const std::optional<std::uint32_t> index = free_.try_pop()) return blocks_[*index];
-    if (fresh_blocks() > 0) return blocks_[touched_++];
-    return blocks_[free_.pop()];
+    Block* const block = take_now();
+    return block != nullptr ? *block : blocks_[free_.pop()];
+}
+
+Block* BlockRing::acquire_within(std::chrono::duration<double> patience) {
+    if (Block* const block = take_now()) return block;
+    const std::optional<std::uint32_t> index = free_.pop_within(patience);
+    return index ? &blocks_[*index] : nullptr;
 }
 
 void BlockRing::submit(Block& block) { full_.push(index_of(block)); }

@@ -18,6 +18,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -89,6 +90,8 @@ class BlockRing {
     void limit(std::size_t blocks);
 
     Block& acquire();
+    // Null where no block became free for so long.
+    Block* acquire_within(std::chrono::duration<double> patience);
     void submit(Block& block);
     // Sends a mark; false, and nothing done, while one is on its way.
     bool mark();
@@ -106,6 +109,7 @@ class BlockRing {
     void recycle(Block& block);
 
   private:
+    Block* take_now();
     std::size_t fresh_blocks() const { return usable_ - touched_; }
     std::uint32_t index_of(const Block& block) const;
     Block* block_at(std::uint32_t index);

@@ -3,6 +3,7 @@
 #include <pthread.h>
 
 #include <algorithm>
+#include <cstdio>
 #include <cstring>
 #include <utility>
 
@@ -12,6 +13,7 @@ namespace nsf {
 namespace {
 
 using Clock = std::chrono::steady_clock;
+using Seconds = std::chrono::duration<double>;
 
 // Raised in every forked child: the engine's thread does not exist there, and its files belong to the parent.
 std::atomic<std::uint64_t> forks{0};
@@ -179,13 +181,13 @@ void Engine::sync() {
     check_process();
     std::uint64_t wanted = 0;
     for (bool sent = false; !sent;) {
-        worker_->wait_for_marks(wanted);  // the one that is on its way
+        wait_for_marks(wanted);  // the one that is on its way
         const ProducerLock lock(*this);
         check_usable();
         sent = start_sync();
         wanted = marks_;
     }
-    worker_->wait_for_marks(wanted);
+    wait_for_marks(wanted);
     if (worker_->failed()) throw *worker_->failure();
 }
 
@@ -195,7 +197,9 @@ Block& Engine::acquire_block(Lane& to, const Record& record, const Placement& pl
         // Every block may stand half full in some lane: those must go, or nothing would ever become free.
         hand_over_all();
         const auto start = Clock::now();
-        Block& block = ring_.acquire();
+        Block* const found = patience() > Seconds(0) ? ring_.acquire_within(patience()) : &ring_.acquire();
+        if (found == nullptr) throw give_up();
+        Block& block = *found;
         stalled_ += Clock::now() - start;
         ++stalls_;
         source.waited();
@@ -337,6 +341,21 @@ void Engine::store(const Origin& origin, const Kept& kept, DType target, DType c
     count_unsynced(record.bytes + (source.quantizes() ? scale.bytes : 0));
 }
 
+EngineError Engine::give_up() {
+    hung_.store(true, std::memory_order_relaxed);
+    char seconds[32];
+    std::snprintf(seconds, sizeof seconds, "%g", options_.patience);
+    return EngineError("nothing could be written for " + std::string(seconds) +
+                       " s: the disk or the network under " + options_.folder +
+                       " does not answer; once it does, recover the run");
+}
+
+void Engine::wait_for_marks(std::uint64_t count) {
+    if (worker_->wait_for_marks(count, patience())) return;
+    const ProducerLock lock(*this);
+    breaking([&] { throw give_up(); });
+}
+
 // What a block already says of a record that did not come to be.
 void Engine::take_back(std::uint64_t sequence) {
     for (auto& each : lanes_) {
@@ -381,9 +400,13 @@ void Engine::close() {
             }
         }
         ring_.stop();
-        worker_->join();
-        if (transfer_) transfer_->close();
+        // After a tap or sync() has given up already it is only looked whether the disk has come back.
+        const Seconds longest = hung() ? std::min(patience(), Seconds(1)) : patience();
+        hung_.store(false, std::memory_order_relaxed);
+        if (!worker_->join_within(longest)) broken_ = give_up();
+        if (transfer_ && !hung()) transfer_->close();
     }
+    if (hung()) throw *broken_;
     if (worker_->failed()) throw *worker_->failure();
     if (broken_) throw *broken_;
 }

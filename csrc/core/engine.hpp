@@ -63,6 +63,7 @@ struct EngineOptions {
     Overflow overflow = Overflow::block;
     bool direct_io = true;
     Durability durability;
+    double patience = 0;  // seconds to wait for a disk that takes nothing; 0: for ever
     std::array<std::uint32_t, dtype_count>
         first_shards{};  // by dtype: for a folder that holds others already
     CastRules cast_rules;
@@ -105,6 +106,9 @@ class Engine {
     // Whether end_step() has anything to do.
     bool uses_devices() const { return devices_used_.load(std::memory_order_relaxed); }
     void close();
+    // Whether waiting was given up: a call of the system does not return. Then the writer still uses this engine, which
+    // must not be destroyed: its destructor would wait.
+    bool hung() const { return hung_.load(std::memory_order_relaxed); }
 
     // Makes a device ready before the first tensor comes, and its kernels for tensors of these dtypes.
     void open_device(int device, const std::vector<std::pair<DType, DType>>& casts);
@@ -167,6 +171,11 @@ class Engine {
     DeviceTransfer& usable_transfer();
     [[noreturn]] static void refuse_captured();
     void write_record(Record record, RecordSource& source);
+    std::chrono::duration<double> patience() const {
+        return std::chrono::duration<double>(memory_ == nullptr ? options_.patience : 0);
+    }
+    void wait_for_marks(std::uint64_t count);
+    EngineError give_up();
     void take_back(std::uint64_t sequence);
     template <typename Action>
     void breaking(Action action);
@@ -202,6 +211,7 @@ class Engine {
     bool closed_ = false;
     std::optional<EngineError> broken_;  // why nothing more is stored
     std::atomic<bool> devices_used_{false};
+    std::atomic<bool> hung_{false};
 
     std::atomic<std::uint64_t> tap_calls_{0};
     std::atomic<std::uint64_t> tap_ticks_{0};

@@ -15,12 +15,15 @@
 //                returns that index.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <optional>
 #include <stdexcept>
+#include <thread>
 
 namespace nsf {
 
@@ -60,6 +63,19 @@ class IndexQueue {
         // wait() returns once the tail differs from head; its acquire pairs with the release in push().
         tail_.wait(head, std::memory_order_acquire);
         return take(head);
+    }
+
+    // pop() that gives up: nothing where nothing was pushed for so long. It looks now and then, so that what comes is
+    // met up to a millisecond late: for a consumer that has to wait anyway.
+    std::optional<std::uint32_t> pop_within(std::chrono::duration<double> patience) {
+        constexpr std::chrono::microseconds shortest{20};
+        constexpr std::chrono::microseconds longest{1000};
+        const auto start = std::chrono::steady_clock::now();
+        for (auto nap = shortest;; nap = std::min(nap * 2, longest)) {
+            if (const std::optional<std::uint32_t> index = try_pop()) return index;
+            if (std::chrono::steady_clock::now() - start >= patience) return std::nullopt;
+            std::this_thread::sleep_for(nap);
+        }
     }
 
     // Exact on the consumer's side for "at least so many": only the consumer makes it smaller.

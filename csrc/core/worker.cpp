@@ -93,14 +93,41 @@ void Worker::check() {
         ring_.hand_on(*block);
     }
     ring_.stop_checked();
+    end();
 }
 
-void Worker::wait_for_marks(std::uint64_t count) const {
-    std::uint64_t met = marks_met_.load(std::memory_order_acquire);
-    while (met < count) {
-        marks_met_.wait(met, std::memory_order_acquire);
-        met = marks_met_.load(std::memory_order_acquire);
+// Until the condition, which is about what met_mutex_ guards, is true; false where nothing goes through for so long.
+template <typename Condition>
+bool Worker::wait(std::chrono::duration<double> patience, Condition met) const {
+    std::unique_lock lock(met_mutex_);
+    if (patience.count() <= 0) {
+        met_.wait(lock, met);
+        return true;
     }
+    std::uint64_t before = recycled_.load(std::memory_order_relaxed);
+    while (!met_.wait_for(lock, patience, met)) {
+        const std::uint64_t now = recycled_.load(std::memory_order_relaxed);
+        if (now == before) return false;
+        before = now;
+    }
+    return true;
+}
+
+bool Worker::wait_for_marks(std::uint64_t count, std::chrono::duration<double> patience) const {
+    return wait(patience, [&] { return marks_met_ >= count; });
+}
+
+bool Worker::join_within(std::chrono::duration<double> patience) {
+    if (!wait(patience, [&] { return ended_ == 2; })) return false;
+    join();
+    return true;
+}
+
+void Worker::end() {
+    // Notified under the mutex: what waits may destroy this once it can have it.
+    const std::lock_guard lock(met_mutex_);
+    ++ended_;
+    met_.notify_all();
 }
 
 void Worker::store(Block& block) {
@@ -124,15 +151,17 @@ void Worker::write() {
         if (ring_.is_mark(*block)) {
             writing = writing && guarded([&] { sink_.sync(); });
             ring_.recycle(*block);
-            // release: pairs with the acquire in wait_for_marks().
-            marks_met_.fetch_add(1, std::memory_order_release);
-            marks_met_.notify_all();
+            const std::lock_guard lock(met_mutex_);
+            ++marks_met_;
+            met_.notify_all();
             continue;
         }
         writing = writing && block->sound && guarded([&] { store(*block); });
         ring_.recycle(*block);
+        recycled_.fetch_add(1, std::memory_order_relaxed);
     }
     guarded([&] { sink_.close(); });
+    end();
 }
 
 }  // namespace nsf

@@ -13,6 +13,8 @@
 
 #include <array>
 #include <atomic>
+#include <chrono>
+#include <condition_variable>
 #include <cstdint>
 #include <deque>
 #include <mutex>
@@ -57,6 +59,9 @@ class Worker {
     Worker& operator=(const Worker&) = delete;
 
     void join();
+    // join(), or false where a disk that does not answer keeps the writer: nothing went through for so long. The threads
+    // then still use the ring, the sink and this, none of which may be destroyed. Zero patience waits for ever.
+    bool join_within(std::chrono::duration<double> patience);
 
     bool failed() const {
         return failed_.load(std::memory_order_acquire);
@@ -64,7 +69,8 @@ class Worker {
     std::optional<EngineError> failure() const;
     const RecordLog& log() const { return log_; }
     // Waits until the writer has met so many marks, whether or not it could do what they ask for.
-    void wait_for_marks(std::uint64_t count) const;
+    // False as in join_within().
+    bool wait_for_marks(std::uint64_t count, std::chrono::duration<double> patience) const;
     std::uint64_t bytes_written() const { return bytes_written_.load(std::memory_order_relaxed); }
 
   private:
@@ -74,6 +80,9 @@ class Worker {
     void write();
     void store(Block& block);
     void fail(const EngineError& error);
+    void end();
+    template <typename Condition>
+    bool wait(std::chrono::duration<double> patience, Condition met) const;
     template <typename Action>
     bool guarded(Action action);
 
@@ -88,7 +97,11 @@ class Worker {
     std::optional<EngineError> failure_;
     std::atomic<bool> failed_{false};
     std::atomic<std::uint64_t> bytes_written_{0};
-    std::atomic<std::uint64_t> marks_met_{0};
+    std::atomic<std::uint64_t> recycled_{0};  // blocks: whether anything goes through
+    mutable std::mutex met_mutex_;
+    mutable std::condition_variable met_;
+    std::uint64_t marks_met_ = 0;  // guarded by met_mutex_, as is the next
+    int ended_ = 0;                // of the two threads
     std::thread checker_;
     std::thread writer_;  // last: the two use everything above
 };

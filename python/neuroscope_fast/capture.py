@@ -66,7 +66,8 @@ def capture(
             fails ends with a CaptureWarning, and the model goes on without it), `store_readout` (keep the final norm
             and the unembedding in the run, and the output projections of layers whose `head_output` is captured: logit
             lens and direct logit attribution then need no model), `direct_io`, `tensor_access`, and for
-            CUDA devices `staging_bytes` and `staging_share`.
+            CUDA devices `staging_bytes` and `staging_share`. `patience`: after so many seconds in which the disk takes
+            nothing (a network mount that is gone) nobody waits for it any longer, and the capture fails; 0 is for ever.
 
     Raises HookError for hooks that cannot be on this model, OptionError for options that cannot be; entering the block
     raises OptionError where the run to be resumed is of another model, or of other hooks or options.
@@ -140,6 +141,8 @@ class Capture:
     def result(self) -> Run:
         """The run, once the block has been left. Raises CaptureError before that."""
         if self._result is None:
+            if self._running is not None and self._running.finished:
+                raise CaptureError(f"the capture has no result: {self._running.manifest.cause}")
             raise CaptureError("a capture has its result once its with-block has been left")
         return self._result
 

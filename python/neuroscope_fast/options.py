@@ -25,6 +25,7 @@ class CaptureOptions(msgspec.Struct, frozen=True, kw_only=True):
     shard_bytes: Size = 4096 * MIB
     durability: str = "shard"
     on_error: Literal["raise", "detach"] = "raise"
+    patience: Annotated[float, msgspec.Meta(ge=0, le=1e9)] = 600.0
     direct_io: bool = True
     staging_bytes: Size = 256 * MIB
     staging_share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.1

@@ -99,6 +99,7 @@ class RunningCapture:
                 sync_at_close=durability.at_close,
                 sync_bytes=durability.bytes,
                 sync_seconds=durability.seconds,
+                patience=options.patience,
                 first_prompt=self.first_prompt,
                 first_shards={} if self._earlier is None else self._earlier.first_shards,
                 detaches=options.on_error == "detach",
@@ -260,11 +261,15 @@ class RunningCapture:
                 status, cause = "interrupted", "KeyboardInterrupt"
             if self.session.detached_by:
                 status, cause = "failed", self.session.detached_by
-            self.prompts.finish(ended=status == "complete")
+            if not self.session.hung:  # else what is written beside the shards would wait where these do
+                self.prompts.finish(ended=status == "complete")
             if self.prompts.failure is not None and failure is None:
                 failure, status, cause = self.prompts.failure, "failed", str(self.prompts.failure)
             try:
-                self._write(status, cause)
+                if self.session.hung:
+                    self.manifest = msgspec.structs.replace(self.manifest, status="failed", cause=cause)
+                else:
+                    self._write(status, cause)
             except CaptureError as error:
                 self._write_failure(str(failure or error))
                 if failure is not None:
@@ -273,9 +278,10 @@ class RunningCapture:
             finally:
                 self.finished = True
                 self._observer = self._compiled = None
-                self.prompts.close()
-                if self._directory is not None:
-                    self._directory.release()
+                if not self.session.hung:  # the run is still being written, if its disk ever comes back
+                    self.prompts.close()
+                    if self._directory is not None:
+                        self._directory.release()
         if failure is not None and self.options.on_error == "raise":
             raise failure
         if failure is not None and not self.session.detached_by:  # otherwise it has been said

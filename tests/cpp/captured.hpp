@@ -135,4 +135,13 @@ inline void expect_captured(const Engine& engine, const Tensors& expected) {
     EXPECT_EQ(engine.stats().records, expected.size());
 }
 
+// What is in the folder must be a part of what was submitted, bit for bit.
+inline void expect_part_of(const Tensors& got, const Tensors& expected) {
+    for (const auto& [key, tensor] : got) {
+        const auto found = expected.find(key);
+        ASSERT_NE(found, expected.end()) << key;
+        EXPECT_TRUE(found->second == tensor) << key;
+    }
+}
+
 }  // namespace nsf::testing_support

@@ -18,6 +18,7 @@ namespace {
 
 using testing_support::Capture;
 using testing_support::engine_error;
+using testing_support::expect_part_of;
 using testing_support::Faults;
 using testing_support::Gate;
 using testing_support::InjectFaults;
@@ -35,15 +36,6 @@ Faults full_from(off_t end) {
         return offset >= end && is_file(descriptor, ".partial") ? Verdict::fail(ENOSPC) : Verdict::pass();
     };
     return hooks;
-}
-
-// What is in the folder must be a part of what was submitted, bit for bit.
-void expect_part_of(const Tensors& got, const Tensors& expected) {
-    for (const auto& [key, tensor] : got) {
-        const auto found = expected.find(key);
-        ASSERT_NE(found, expected.end()) << key;
-        EXPECT_TRUE(found->second == tensor) << key;
-    }
 }
 
 // After a failed fsync nobody knows what is there: the shard keeps its journal, and no later one may call it whole.

@@ -121,6 +121,9 @@ def capture(
     on_error: Annotated[
         str, typer.Option("--on-error", metavar="HOW", help="When capturing fails: raise, or detach and go on.")
     ] = "raise",
+    patience: Annotated[
+        float, typer.Option(metavar="SECONDS", help="Give up a disk that takes nothing for so long; 0 never.", min=0)
+    ] = CaptureOptions().patience,
     ring: Annotated[str, typer.Option(metavar="SIZE", help="The memory for what is on its way to disk.")] = "64MiB",
     shard_size: Annotated[str, typer.Option(metavar="SIZE", help="The most data in one file.")] = "4GiB",
     revision: RevisionOption = None,
@@ -167,6 +170,7 @@ def capture(
         "resume": resume,
         "overflow": one_of(overflow, _OVERFLOW, "--overflow"),
         "durability": durability,
+        "patience": patience,
         "on_error": one_of(on_error, ("raise", "detach"), "--on-error"),
         **_ring_options(read_size(ring, "--ring")),
         "shard_bytes": read_size(shard_size, "--shard-size"),
