@@ -110,7 +110,11 @@ def _queries(
     held: dict[int, int] = {}
     for source in chosen:
         is_listed = source.reduction == "top_k"
-        part: Pattern | Listed = (listed if is_listed else pattern)(run, source.hook_id, prompt, row)
+        part: Pattern | Listed
+        if is_listed:
+            part = listed(run, source.hook_id, prompt, row)
+        else:
+            part = pattern(run, source.hook_id, prompt, row, first=max(first, 0))
         heads = range(part.weights.shape[0]) if head is None else [part.heads.index(head)]
         for number in np.flatnonzero(part.queries >= first):
             query = int(part.queries[number])

@@ -10,6 +10,7 @@ import numpy as np
 from ..errors import RunError
 from ..reader import Run
 from .attention_scores import ENTROPY, FIRST, PREVIOUS, PREVIOUS_KEY, QueryMasses, Totals
+from .run_index import ENCODER
 from .sequences import (
     Joined,
     Listed,
@@ -30,7 +31,6 @@ Array = np.ndarray[Any, Any]
 HEAD_REDUCTIONS = (None, "entropy", "sink", "previous", "top_k")
 """What says something of single heads; what comes first is believed first. None: the whole pattern."""
 
-_ENCODER = re.compile(r"(?:^|\.)encoder\.")
 _DECODER = re.compile(r"(?:^|\.)decoder\.")
 _CROSS = re.compile(r"cross|enc_?dec|encoder_attn|multihead_attn|decoder\.block\.\d+\.layer\.1(?!\d)", re.IGNORECASE)
 
@@ -77,7 +77,7 @@ def sources(run: Run) -> list[Source]:
         prompts = frozenset(record.prompt for record in records)
         # A decoder beside an encoder reads a sequence of its own, which does not begin with the run's tokens.
         reads = not _DECODER.search(module) or run.manifest.model.class_name.endswith("ForCausalLM")
-        writes = reads and not _ENCODER.search(module)
+        writes = reads and not ENCODER.search(module)
         found.append(Source(hook_id, module, first.reduction, heads, prompts, reads, writes))
     if not found:
         raise missing("an analysis of attention", [wanted(run)])
