@@ -86,20 +86,25 @@ def missing(what: str, hooks: Sequence[str]) -> MissingActivations:
     return MissingActivations(f"this run does not hold what {what} needs: capture it with {asked}")
 
 
-def find(run: Run, component: str, *, reduction: str | None = None) -> list[Captured]:
+def find(run: Run, component: str, *, reduction: str | None = None, by_head: bool = False) -> list[Captured]:
     """The hooks on outputs of this component that hold records of exactly this reduction (None: whole tensors), by
-    layer. Where several hold the same place, the first that was asked for.
+    layer. Where several hold the same place, the first that was asked for; `by_head`: all that hold a head which those
+    before do not.
     """
-    found: dict[str, Captured] = {}
+    found: dict[Any, Captured] = {}
+    held: dict[str, set[int]] = {}
     for hook_id in run:
         records = run[hook_id].outputs.records
         if not records or records[0].component != component or records[0].reduction != reduction:
             continue
         first = records[0]
         heads = list(first.heads) if first.heads is not None else None
-        found.setdefault(
-            first.layer_name, Captured(layer_number(first.layer_name), hook_id, first.layer_name, component, heads)
-        )
+        place: Any = first.layer_name
+        if by_head and place in held and (heads is None or not set(heads) <= held[place]):
+            place = first.layer_name, hook_id
+        found.setdefault(place, Captured(layer_number(first.layer_name), hook_id, first.layer_name, component, heads))
+        if heads is not None:
+            held.setdefault(first.layer_name, set()).update(heads)
     return sorted(found.values(), key=lambda each: (each.layer is not None, each.layer or 0))
 
 
