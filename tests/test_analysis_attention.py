@@ -407,3 +407,31 @@ def test_a_row_that_is_no_number_lists_nothing() -> None:
     broken = next(each for each in result.attended if each.query == 6)
     assert math.isnan(broken.first_token)
     assert (broken.positions, broken.weights) == ([], [])
+
+
+def test_heads_and_steps_of_several_hooks_on_a_layer_are_in_the_mean_of_what_was_attended() -> None:
+    pattern, ids = causal(4, 9, seed=3), ids_of(10, seed=3)
+    whole = attention(made_run({"a": Hook(LAYER, [steps_of(pattern, 6)])}, [ids], prompt_tokens=6)).attended
+    by_head = {str(heads): Hook(LAYER, [steps_of(pattern[:, heads], 6)], heads=heads) for heads in ([2, 0], [3, 2, 1])}
+    steps = steps_of(pattern, 6)
+    by_step = {"prefill": Hook(LAYER, [steps[:1]]), "decode": Hook(LAYER, [steps[1:]])}
+    for hooks in (by_head, by_step):
+        found = attention(made_run(hooks, [ids], prompt_tokens=6))
+        assert found.attended_over == "mean over the captured heads"
+        assert [each.query for each in found.attended] == [5, 6, 7, 8]
+        for mine, theirs in zip(found.attended, whole, strict=True):
+            assert mine.positions == theirs.positions
+            np.testing.assert_allclose(mine.weights, theirs.weights, rtol=1e-6)
+
+
+def test_one_prompt_can_be_asked_for() -> None:
+    patterns, ids = [causal(2, 9, seed=seed) for seed in (1, 2)], [ids_of(10, 1), ids_of(10, 2)]
+    both = made_run({"a": Hook(LAYER, [steps_of(each, 6) for each in patterns])}, ids, prompt_tokens=6)
+    alone = made_run({"a": Hook(LAYER, [steps_of(patterns[1], 6)])}, ids[1:], prompt_tokens=6)
+    found, wanted = attention(both, prompt=1), attention(alone)
+    assert found.heads == wanted.heads
+    assert [each.prompt for each in found.attended] == [1] * len(wanted.attended)
+    with pytest.raises(RunError, match="this run holds no prompt 2; its prompts are 0, 1"):
+        attention(both, prompt=2)
+    with pytest.raises(RunError, match="holds no row 1"):
+        attention(both, row=1)

@@ -153,6 +153,21 @@ def test_some_heads_of_some_layers(tmp_path: Path) -> None:
     assert "head 1.1" not in str(found.heads_at(0).rows)
 
 
+def test_heads_of_a_layer_from_several_hooks(tmp_path: Path) -> None:
+    hooks: list[Any] = hooks_of("llama", "residual", "attention", "mlp")
+    of_heads = [
+        {"layer_name": "model.layers.1.self_attn", "component": "head_output", "heads": heads, "hook_id": str(heads)}
+        for heads in ([3, 1], [0, 1, 2])
+    ]
+    model = flow_runs.build("llama")
+    apart, _ = flow_runs.capture(model, tmp_path / "apart", [*hooks, *of_heads])
+    whole, _ = flow_runs.capture(model, tmp_path / "whole", [*hooks, "model.layers.1.self_attn:head_output"])
+    found, wanted = (logit_attribution(run, positions=EVERY, token=5) for run in (apart, whole))
+    assert found.head_layers.tolist() == [1]
+    np.testing.assert_allclose(found.heads, wanted.heads, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(found.head_bias, wanted.head_bias)
+
+
 def test_targets_are_the_tokens_that_were_generated(tmp_path: Path) -> None:
     prompt = "When Mary and John went to the store, John gave a drink to"
     run = nsf.generate(

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 from neuroscope_fast.analysis import sequences
+from neuroscope_fast.analysis.position_blocks import PositionBlocks, position_of, sequence_of
 from neuroscope_fast.analysis.results import encode
 from neuroscope_fast.analysis.tables import cell_text
 from torch import nn
+from transformers import BartConfig, BartForConditionalGeneration, BertConfig, BertModel
 
 TEXTS = ["Recursion is", "When Mary and John went to the store, John", "A"]
 LAYER = "model.layers.5"
@@ -166,3 +168,84 @@ def test_results_as_json() -> None:
     result = Result(np.array([[1.5, np.nan], [np.inf, -0.0]]), np.float32(2))
     assert msgspec.json.decode(encode(result)) == {"values": [[1.5, None], [None, 0.0]], "one": 2.0, "name": "<x>"}
     assert [cell_text(cell) for cell in (None, float("nan"), 0.12345, 7, "a")] == ["-", "-", "0.123", "7", "a"]
+
+
+@pytest.mark.parametrize("chosen", [{"positions": "last"}, {"phase": "decode"}, {"positions": "2:"}, {"every": 2}])
+def test_padding_is_left_out_of_positions_where_no_hook_holds_the_whole_prefill(
+    demo: tuple[nn.Module, Any], alone: list[nsf.Run], chosen: dict[str, Any], tmp_path: Path
+) -> None:
+    model, tokenizer = demo
+    tokenizer.padding_side = "left"
+    batch = tokenizer(TEXTS, return_tensors="pt", padding=True)
+    hooks = [
+        {"layer_name": LAYER, "component": "residual", "hook_id": "stream", **chosen},
+        {"layer_name": f"{LAYER}.self_attn", "component": "attention_pattern", "hook_id": "pattern", **chosen},
+    ]
+    with nsf.capture(model, hooks, out=tmp_path / "run"):
+        model.generate(**batch, max_new_tokens=3, min_new_tokens=3, do_sample=False)  # type: ignore[operator]
+    run = nsf.open(tmp_path / "run")
+    for row in range(3):
+        whole, mine = sequences.join(alone[row], RESIDUAL), sequences.join(run, "stream", 0, row)
+        assert mine.positions[-1] == whole.positions[-1]
+        np.testing.assert_allclose(mine.values, whole.values[mine.positions], atol=2e-3, rtol=1e-3)
+        found, wanted = sequences.pattern(run, "pattern", 0, row), sequences.pattern(alone[row], PATTERN)
+        size = found.weights.shape[2]
+        np.testing.assert_allclose(found.weights, wanted.weights[:, found.queries, :size], atol=1e-4)
+        keys = [key for block in PositionBlocks(run, "stream") for key in block.keys if sequence_of(key) == row]
+        assert [int(position_of(key)) for key in keys] == mine.positions.tolist()
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_the_padding_of_an_encoder_is_not_that_of_the_decoder(side: str) -> None:
+    torch.manual_seed(0)
+    sizes = {
+        f"{stack}_{name}": size for stack in ("encoder", "decoder") for name, size in (("layers", 1), ("ffn_dim", 16))
+    }
+    config = BartConfig(d_model=16, vocab_size=32, max_position_embeddings=32, forced_eos_token_id=None, **sizes)
+    config.encoder_attention_heads = config.decoder_attention_heads = 2
+    model = BartForConditionalGeneration(config).eval()
+    ids = torch.tensor([[5, 6, 7, 8, 9, 10], [20, 21, 22, 1, 1, 1] if side == "right" else [1, 1, 1, 20, 21, 22]])
+    decoder_ids = torch.tensor([[2, 3, 4, 5, 6], [2, 7, 8, 9, 10]])
+    hooks = [
+        {"layer_name": f"model.{stack}.layers.0", "component": "residual", "hook_id": stack + which, "positions": which}
+        for stack in ("encoder", "decoder")
+        for which in ("all", "1:")
+    ]
+    with nsf.capture(model, hooks) as cap:
+        model(input_ids=ids, attention_mask=(ids != 1).long(), decoder_input_ids=decoder_ids)
+    first = 1 if side == "right" else 0
+    assert sequences.join(cap.result, "encoderall", 0, 1).positions.tolist() == [0, 1, 2]
+    assert sequences.join(cap.result, "encoder1:", 0, 1).positions.tolist() == [0, 1, 2][first:]
+    assert sequences.join(cap.result, "decoderall", 0, 1).positions.tolist() == [0, 1, 2, 3, 4]
+    assert sequences.join(cap.result, "decoder1:", 0, 1).positions.tolist() == [1, 2, 3, 4]
+
+
+def test_chosen_queries_of_an_encoder_keep_the_keys_behind_them() -> None:
+    torch.manual_seed(0)
+    config = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, vocab_size=32)
+    model = BertModel(config).eval()
+    hooks = [
+        {
+            "layer_name": "encoder.layer.0.attention.self",
+            "component": "attention_pattern",
+            "hook_id": str(name),
+            "positions": name,
+        }
+        for name in ("all", "1:3")
+    ]
+    with nsf.capture(model, hooks) as cap:
+        model(torch.tensor([[5, 6, 7, 8, 9, 10]]))
+    whole, chosen = sequences.pattern(cap.result, "all"), sequences.pattern(cap.result, "1:3")
+    assert chosen.queries.tolist() == [1, 2]
+    np.testing.assert_array_equal(chosen.weights, whole.weights[:, 1:3])
+
+
+@pytest.mark.parametrize("chosen", [{"phase": "decode"}, {"every": 2}])
+def test_token_ids_of_some_passes_are_not_those_of_the_sequence(
+    demo: tuple[nn.Module, Any], chosen: dict[str, Any]
+) -> None:
+    model, _ = demo
+    ids: dict[str, Any] = {"layer_name": "model.embed_tokens", "component": "embedding", "capture_input": True}
+    with nsf.capture(model, [{**ids, "capture_output": False, "hook_id": "ids", **chosen}, f"{LAYER}:residual"]) as cap:
+        model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=4, min_new_tokens=4, do_sample=False)  # type: ignore[operator]
+    assert sequences.tokens(cap.result) == sequences.Tokens([], ["0", "1", "2", "3", "4", "5"], 3)

@@ -149,6 +149,14 @@ def padding(mask: torch.Tensor | None, batch: int, length: int, offset: int) -> 
     return b"" if bool(real.all()) else real.detach().to(torch.uint8).contiguous().numpy().tobytes()
 
 
+def padded_ranges(real: bytes) -> list[int]:
+    """Start and stop of each range of a row's tokens that is padding, where `real` has a byte for each, 0 = padding."""
+    bounds = [at for at in range(1, len(real)) if real[at] != real[at - 1]]
+    if real and not real[0]:
+        bounds.insert(0, 0)
+    return bounds if len(bounds) % 2 == 0 else [*bounds, len(real)]
+
+
 def _first(given: Mapping[str, Any], names: tuple[str, ...]) -> Any:
     for name in names:
         value = given.get(name)

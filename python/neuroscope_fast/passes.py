@@ -21,12 +21,14 @@ from .pass_inputs import (
     Given,
     Reading,
     look_up,
+    padded_ranges,
     padding,
     parameter_names,
     read_count,
     tokens_counted_by,
     tokens_seen_in,
 )
+from .prompt_log import Padding
 from .records import Usage
 
 if TYPE_CHECKING:
@@ -64,9 +66,10 @@ class PassObserver:
         self._encoder = weakref.ref(encoder) if encoder is not None else None
         self._readings: weakref.WeakKeyDictionary[nn.Module, Reading] = weakref.WeakKeyDictionary()
         for module in self._watched:
-            of_decoder = module is model and encoder is not None
+            names = parameter_names(module)
+            of_decoder = encoder is not None and (module is model or bool(set(DECODER_TOKENS) & set(names)))
             self._readings[module] = Reading(
-                parameter_names(module),
+                names,
                 DECODER_TOKENS if of_decoder else TOKENS,
                 "decoder_attention_mask" if of_decoder else "attention_mask",
                 may_guess=module is model and encoder is None,
@@ -79,6 +82,8 @@ class PassObserver:
         self._lock = threading.Lock()
         self._prefill_tokens = 0
         self._decode_tokens = 0
+        self._padding: list[list[int]] | None = None  # of the first pass of the prompt that is under way
+        self._encoder_padding: list[list[int]] | None = None
 
     def __deepcopy__(self, _memo: dict[int, Any]) -> PassObserver:
         return self
@@ -95,6 +100,13 @@ class PassObserver:
         with self._lock:
             total = self._prefill_tokens + self._decode_tokens
             return Usage(self._prefill_tokens, self._decode_tokens, total)
+
+    def take_padding(self) -> Padding:
+        """What was padding in the first pass since this was asked last."""
+        with self._lock:
+            found = Padding(self._padding or [], self._encoder_padding or [])
+            self._padding = self._encoder_padding = None
+        return found
 
     def first_real(self) -> list[int] | None:
         """For each row of the sequence whose prefill this thread has run last, the position of its first real token."""
@@ -158,6 +170,7 @@ class PassObserver:
         if offset == 0 and not given.guessed and given.length > 0 and (real or not passes):
             rows = [real[row * given.length : (row + 1) * given.length] for row in range(given.batch)] if real else []
             self._thread.first_real = [max(row.find(1), 0) for row in rows] or [0] * given.batch
+            self._note_padding(rows, is_outermost=all(outer.guessed for outer in passes))
         if not given.guessed and all(outer.guessed for outer in passes):
             self._count(sum(real) if real else given.batch * given.length, decode)
         self._session.begin_step(
@@ -172,6 +185,14 @@ class PassObserver:
         )
         return UNKNOWN_OFFSET if offset == UNKNOWN_OFFSET else offset + given.length
 
+    def _note_padding(self, rows: list[bytes], *, is_outermost: bool) -> None:
+        """Of the first pass of a prompt, and of the passes of inner models within it."""
+        with self._lock:
+            if is_outermost:
+                self._thread.is_first = self._padding is None
+            if self._thread.is_first and not self._padding:
+                self._padding = [padded_ranges(row) for row in rows]
+
     def begin_encoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """The encoder is about to read its sequence, given in these arguments."""
         if self._encoder is not None and module is self._encoder():
@@ -185,6 +206,10 @@ class PassObserver:
             return
         real = padding(given.mask, given.batch, given.length, 0)
         self._count(sum(real) if real else given.batch * given.length, decode=False)
+        with self._lock:
+            if self._encoder_padding is None:
+                size = given.length
+                self._encoder_padding = [padded_ranges(real[at : at + size]) for at in range(0, len(real), size or 1)]
         self._session.begin_encoder(batch=given.batch, length=given.length, mask=real)
 
     def end(self, module: nn.Module, output: Any = None) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from msgspec import Struct
@@ -41,7 +41,8 @@ class PromptEntry(Struct, frozen=True, omit_defaults=True, kw_only=True):
     `records`: how many tensors the capture took from it (scales of int8 not counted), `drops`: how many found no room.
     `usage`: the tokens that went through the model. `ended`: the capture went on
     to the next prompt, or was closed; not so where it was interrupted in this one. `texts`: for each row of the batch,
-    if the capture was told.
+    if the capture was told. `padding`: for each row of the batch a flat list, start and stop of each range of positions
+    that is padding in the first pass; empty where there is none. `encoder_padding`: that of what an encoder has read.
     """
 
     prompt: Count
@@ -50,6 +51,15 @@ class PromptEntry(Struct, frozen=True, omit_defaults=True, kw_only=True):
     usage: Usage = Usage()
     ended: bool = True
     texts: list[Text] = []
+    padding: list[list[Count]] = []
+    encoder_padding: list[list[Count]] = []
+
+
+class Padding(NamedTuple):
+    """Of one prompt, as its entry says it."""
+
+    tokens: list[list[int]]
+    encoder: list[list[int]]
 
 
 _encoder = msgspec.json.Encoder()

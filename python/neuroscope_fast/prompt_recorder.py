@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from .errors import CaptureError
-from .prompt_log import PromptEntry, PromptLog, Text
+from .prompt_log import Padding, PromptEntry, PromptLog, Text
 from .records import Usage
 
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ class PromptRecorder:
         """Why the log could not be written: raised at the end, since the model is not to be stopped by it."""
         self.count_tokens: Callable[[], Usage] = Usage
         """Says how many tokens have gone through the model."""
+        self.take_padding: Callable[[], Padding] = lambda: Padding([], [])
+        """Says what was padding in the prompt that ends, once."""
 
     @property
     def entries(self) -> list[PromptEntry]:
@@ -82,6 +84,7 @@ class PromptRecorder:
     def _end(self, number: int, *, ended: bool) -> None:
         stats = self._session.stats()
         counted, used = (stats["taken"], stats["drops"]), self.count_tokens()
+        padding = self.take_padding()
         entry = PromptEntry(
             prompt=number,
             records=counted[0] - self._counted[0],
@@ -93,6 +96,8 @@ class PromptRecorder:
             ),
             ended=ended,
             texts=self._texts,
+            padding=padding.tokens,
+            encoder_padding=padding.encoder,
         )
         self._texts, self._counted, self._used = [], counted, used
         if self._log is None:

@@ -160,6 +160,7 @@ class RunningCapture:
         open_devices(model, self.plan, self.session)
         self._observer = PassObserver(model, self.session, [tap.place.module for tap in self.plan.taps])
         self.prompts.count_tokens = self._observer.usage
+        self.prompts.take_padding = self._observer.take_padding
         self._compiled = CompiledCode(self._observer, self._attachment)
         self._compiled.start()
         self._observer.attach_first(self._attachment, self._compiled)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -10,7 +11,7 @@ import numpy as np
 from ..errors import RunError
 from ..reader import Run
 from .attention_sources import Source, wanted
-from .sequences import Listed, Pattern, Tokens, layer_number, listed, pattern, prompt_numbers, rows, tokens
+from .sequences import Listed, Pattern, Tokens, layer_number, listed, pattern, tokens
 
 Array = np.ndarray[Any, Any]
 
@@ -46,9 +47,16 @@ class WhatWasAttended(msgspec.Struct, frozen=True):
 
 
 def attended(
-    run: Run, among: list[Source], *, layer: int | None = None, head: int | None = None, top: int = 5
+    run: Run,
+    among: list[Source],
+    sequences: list[tuple[int, int]],
+    *,
+    layer: int | None = None,
+    head: int | None = None,
+    top: int = 5,
 ) -> WhatWasAttended:
-    """The `top` tokens that each query which chose a token attended to most: those from the last of the prompt on.
+    """The `top` tokens that each query which chose a token attended to most, in these (prompt, row): those from
+    the last of the prompt on.
 
     The weights are the mean over the heads of each layer, then over the layers; `layer` and `head` choose. Raises
     RunError where the run does not hold these.
@@ -61,17 +69,18 @@ def attended(
         )
         return WhatWasAttended([], "", note)
     found = []
-    for prompt in prompt_numbers(run):
+    for prompt, row in sequences:
         there = [source for source in chosen if prompt in source.prompts]
-        for row in range(rows(run, prompt)) if there else ():
-            texts = tokens(run, prompt, row)
-            for query, weights in _queries(run, there, prompt, row, head=head, first=texts.prompt_tokens - 1):
-                found.append(_attended((prompt, row, query), weights, texts, top))
+        if not there:
+            continue
+        texts = tokens(run, prompt, row)
+        for query, weights in _queries(run, there, prompt, row, head=head, first=texts.prompt_tokens - 1):
+            found.append(_attended((prompt, row, query), weights, texts, top))
     return WhatWasAttended(found, _over(chosen, layer, head), "")
 
 
 def _chosen(run: Run, among: list[Source], layer: int | None, head: int | None) -> list[Source]:
-    """One hook of each module, all of one kind."""
+    """The hooks of one kind: the first that there is."""
     fitting = [
         source
         for source in among
@@ -79,12 +88,9 @@ def _chosen(run: Run, among: list[Source], layer: int | None, head: int | None) 
         and (head is None or (source.heads is not None and head in source.heads))
     ]
     for reduction in WITH_KEYS:
-        by_module: dict[str, Source] = {}
-        for source in fitting:
-            if source.reduction == reduction:
-                by_module.setdefault(source.module, source)
-        if by_module:
-            return list(by_module.values())
+        of_kind = [source for source in fitting if source.reduction == reduction]
+        if of_kind:
+            return of_kind
     if layer is not None or head is not None:
         asked = " ".join(
             f"{name} {number}" for name, number in (("layer", layer), ("head", head)) if number is not None
@@ -95,9 +101,10 @@ def _chosen(run: Run, among: list[Source], layer: int | None, head: int | None) 
 
 def _over(chosen: list[Source], layer: int | None, head: int | None) -> str:
     heads = "largest weight of the heads" if chosen[0].reduction == "max" else "mean over the captured heads"
-    layers = f"of layer {layer}" if layer is not None else f"of {len(chosen)} layers" if len(chosen) > 1 else ""
+    count = len({source.module for source in chosen})
+    layers = f"of layer {layer}" if layer is not None else f"of {count} layers" if count > 1 else ""
     if head is not None:
-        heads = f"head {head}" if layer is not None or len(chosen) == 1 else f"mean of the heads {head}"
+        heads = f"head {head}" if layer is not None or count == 1 else f"mean of the heads {head}"
     listed_only = ", of the weights that the run lists" if chosen[0].reduction == "top_k" else ""
     return f"{heads} {layers}".strip() + listed_only
 
@@ -105,23 +112,48 @@ def _over(chosen: list[Source], layer: int | None, head: int | None) -> str:
 def _queries(
     run: Run, chosen: list[Source], prompt: int, row: int, *, head: int | None, first: int
 ) -> list[tuple[int, Array]]:
-    """The queries from `first` on, as far as every hook holds them, with the mean of their weights, [K]."""
+    """The queries from `first` on, as far as every captured head of every module has them, with the mean of their
+    weights over the heads of each module, then over the modules, [K].
+    """
+    by_module: dict[str, list[Source]] = {}
+    for source in chosen:
+        by_module.setdefault(source.module, []).append(source)
     sums: dict[int, Array] = {}
     held: dict[int, int] = {}
-    for source in chosen:
-        is_listed = source.reduction == "top_k"
-        part: Pattern | Listed = (listed if is_listed else pattern)(run, source.hook_id, prompt, row)
-        heads = range(part.weights.shape[0]) if head is None else [part.heads.index(head)]
+    for group in by_module.values():
+        for query, weights in _of_module(run, group, prompt, row, head=head, first=first):
+            sums[query] = sums.get(query, np.zeros(query + 1)) + weights
+            held[query] = held.get(query, 0) + 1
+    count = len(by_module)
+    return [(query, sums[query] / count) for query in sorted(sums) if held[query] == count]
+
+
+def _of_module(
+    run: Run, group: list[Source], prompt: int, row: int, *, head: int | None, first: int
+) -> Iterator[tuple[int, Array]]:
+    """The queries that all the heads that these hooks of one module hold have, with the mean of their weights."""
+    wanted = {each for source in group for each in source.heads or (-1,)} if head is None else {head}
+    sums: dict[int, Array] = {}
+    seen: dict[int, set[int]] = {}
+    for source in group:
+        part: Pattern | Listed
+        if source.reduction == "top_k":
+            part = listed(run, source.hook_id, prompt, row)
+        else:
+            part = pattern(run, source.hook_id, prompt, row, first=max(first, 0))
         for number in np.flatnonzero(part.queries >= first):
             query = int(part.queries[number])
-            weights = np.zeros(query + 1)
-            for each in heads:
-                keys = part.keys[each, number] if isinstance(part, Listed) else np.arange(part.weights.shape[2])
+            weights = sums.setdefault(query, np.zeros(query + 1))
+            for at, each in enumerate(part.heads or (-1,)):
+                if each not in wanted or each in seen.setdefault(query, set()):
+                    continue
+                seen[query].add(each)
+                keys = part.keys[at, number] if isinstance(part, Listed) else np.arange(part.weights.shape[2])
                 within = (keys >= 0) & (keys <= query)
-                np.add.at(weights, keys[within], part.weights[each, number][within].astype(np.float64))
-            sums[query] = sums.get(query, np.zeros(query + 1)) + weights / len(heads)
-            held[query] = held.get(query, 0) + 1
-    return [(query, sums[query] / len(chosen)) for query in sorted(sums) if held[query] == len(chosen)]
+                np.add.at(weights, keys[within], part.weights[at, number][within].astype(np.float64))
+    for query, weights in sums.items():
+        if seen[query] == wanted:
+            yield query, weights / len(wanted)
 
 
 def _attended(place: tuple[int, int, int], weights: Array, texts: Tokens, top: int) -> Attended:

@@ -16,7 +16,7 @@ import numpy as np
 from ..reader import Run
 from .attended import Attended, attended
 from .attention_scores import CURRENT, DUPLICATE, FEWEST_QUERIES, FIRST, INDUCTION, PREVIOUS, STANDS_OUT
-from .attention_sources import Layer, measure, sources, wanted
+from .attention_sources import Layer, measure, sequences_of, sources, wanted
 from .sequences import prompt_numbers, rows, tokens
 from .tables import Cell, Table
 
@@ -117,16 +117,26 @@ class AttentionPatterns(msgspec.Struct, frozen=True):
         return found
 
 
-def attention(run: Run, *, layer: int | None = None, head: int | None = None, top: int = 5) -> AttentionPatterns:
+def attention(
+    run: Run,
+    prompt: int | None = None,
+    row: int | None = None,
+    *,
+    layer: int | None = None,
+    head: int | None = None,
+    top: int = 5,
+) -> AttentionPatterns:
     """Head scores, and the `top` tokens that each new token was chosen from.
 
-    layer, head: choose whose attention the latter is (None: the mean over the heads of each layer, then over the
-    layers). Raises MissingActivations where the run holds no attention patterns and no reductions of them, RunError
-    where it does not hold the layer or head.
+    prompt, row: look at this prompt, or this row of batches, alone (None: at all). layer, head: choose whose attention
+    the latter is (None: the mean over the heads of each layer, then over the layers). Raises MissingActivations where
+    the run holds no attention patterns and no reductions of them, RunError where it does not hold the prompt, layer or
+    head.
     """
     among = sources(run)
-    layers = measure(run, among)
-    looked = attended(run, among, layer=layer, head=head, top=top)
+    chosen = sequences_of(run, prompt, row)
+    layers = measure(run, among, chosen)
+    looked = attended(run, among, chosen, layer=layer, head=head, top=top)
     heads = [score for each in layers for score in _scores(each)]
     heads.sort(key=lambda each: (math.isnan(each.strength), each.label == "none", -each.strength))
     notes = [*_notes(run, heads), *([looked.note] if looked.note else [])]

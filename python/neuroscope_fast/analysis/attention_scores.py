@@ -129,11 +129,12 @@ def _parts(count: int) -> list[slice]:
 
 def _masses(rows: Array, kinds: Array) -> Array:
     """The mass on each kind, [kinds, Q]; a row in which anything is NaN is NaN in each."""
-    bins = len(KINDS) + 1  # the first is for keys of no kind
-    places = np.arange(len(rows))[:, None] * bins + kinds + 1
-    sums = np.bincount(places.ravel(), weights=rows.ravel(), minlength=len(rows) * bins).reshape(-1, bins)
-    sums[np.isnan(sums.sum(axis=1))] = np.nan
-    return np.asarray(sums[:, 1:].T)
+    query, key = np.nonzero(kinds >= 0)  # few of the keys are of a kind
+    places = query * len(KINDS) + kinds[query, key]
+    sums = np.bincount(places, weights=rows[query, key], minlength=len(rows) * len(KINDS))
+    sums = sums.reshape(-1, len(KINDS)).astype(np.float64)  # of nothing numpy counts in integers
+    sums[np.isnan(rows.sum(axis=1))] = np.nan
+    return np.asarray(sums.T)
 
 
 class Label(NamedTuple):

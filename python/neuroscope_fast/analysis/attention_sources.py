@@ -10,6 +10,7 @@ import numpy as np
 from ..errors import RunError
 from ..reader import Run
 from .attention_scores import ENTROPY, FIRST, PREVIOUS, PREVIOUS_KEY, QueryMasses, Totals
+from .run_index import ENCODER
 from .sequences import (
     Joined,
     Listed,
@@ -30,7 +31,6 @@ Array = np.ndarray[Any, Any]
 HEAD_REDUCTIONS = (None, "entropy", "sink", "previous", "top_k")
 """What says something of single heads; what comes first is believed first. None: the whole pattern."""
 
-_ENCODER = re.compile(r"(?:^|\.)encoder\.")
 _DECODER = re.compile(r"(?:^|\.)decoder\.")
 _CROSS = re.compile(r"cross|enc_?dec|encoder_attn|multihead_attn|decoder\.block\.\d+\.layer\.1(?!\d)", re.IGNORECASE)
 
@@ -77,7 +77,7 @@ def sources(run: Run) -> list[Source]:
         prompts = frozenset(record.prompt for record in records)
         # A decoder beside an encoder reads a sequence of its own, which does not begin with the run's tokens.
         reads = not _DECODER.search(module) or run.manifest.model.class_name.endswith("ForCausalLM")
-        writes = reads and not _ENCODER.search(module)
+        writes = reads and not ENCODER.search(module)
         found.append(Source(hook_id, module, first.reduction, heads, prompts, reads, writes))
     if not found:
         raise missing("an analysis of attention", [wanted(run)])
@@ -104,8 +104,23 @@ def head_pattern(run: Run, layer: int, head: int, prompt: int = 0, row: int = 0)
     )
 
 
-def measure(run: Run, among: list[Source]) -> list[Layer]:
-    """The sums over all sequences for every head that one of these hooks says something of."""
+def sequences_of(run: Run, prompt: int | None, row: int | None) -> list[tuple[int, int]]:
+    """The sequences (prompt, row) of a run, or of one prompt, or one row. Raises RunError where there are none."""
+    found = [
+        (number, at)
+        for number in prompt_numbers(run)
+        if prompt in (None, number)
+        for at in range(rows(run, number))
+        if row in (None, at)
+    ]
+    if not found and (prompt is not None or row is not None):
+        asked = " ".join(f"{name} {value}" for name, value in (("prompt", prompt), ("row", row)) if value is not None)
+        raise RunError(f"this run holds no {asked}; its prompts are {', '.join(map(str, prompt_numbers(run)[:8]))}")
+    return found
+
+
+def measure(run: Run, among: list[Source], sequences: list[tuple[int, int]]) -> list[Layer]:
+    """The sums over these sequences for every head that one of these hooks says something of."""
     by_module: dict[str, list[Source]] = {}
     for reduction in HEAD_REDUCTIONS:
         for source in among:
@@ -115,14 +130,13 @@ def measure(run: Run, among: list[Source]) -> list[Layer]:
         module: Totals(sorted({head for source in group for head in source.heads or ()}))
         for module, group in by_module.items()
     }
-    for prompt in prompt_numbers(run):
-        for row in range(rows(run, prompt)):
-            given = tokens(run, prompt, row).ids
-            ids = np.asarray(given, np.int64) if given else None
-            for module, group in by_module.items():
-                there = [each for each in group if prompt in each.prompts]
-                loaded = [(source, _load(run, source, prompt, row)) for source in there]
-                _add(totals[module], loaded, ids if all(each.reads for each in group) else None)
+    for prompt, row in sequences:
+        given = tokens(run, prompt, row).ids
+        ids = np.asarray(given, np.int64) if given else None
+        for module, group in by_module.items():
+            there = [each for each in group if prompt in each.prompts]
+            loaded = [(source, _load(run, source, prompt, row)) for source in there]
+            _add(totals[module], loaded, ids if all(each.reads for each in group) else None)
     layers = [Layer(layer_number(module), module, each) for module, each in totals.items()]
     layers.sort(key=lambda each: (each.number is None, each.number or 0, each.module))
     return layers

@@ -31,9 +31,9 @@ def head_shares(stream: ResidualStream, direction: Array, chosen: Array, last: i
     """
     assert stream.readout is not None
     known = {layer.name: layer for layer in stream.readout.layers}
-    found: list[tuple[int, Array, Array]] = []
+    found: dict[int, tuple[Array, Array]] = {}
     reasons: list[str] = []
-    for hook in find(stream.run, "head_output"):
+    for hook in find(stream.run, "head_output", by_head=True):
         if hook.layer is None or hook.layer > last or not hook.layer_name.startswith(stream.name(hook.layer)):
             continue
         layer = known.get(stream.name(hook.layer))
@@ -41,14 +41,23 @@ def head_shares(stream: ResidualStream, direction: Array, chosen: Array, last: i
         if reason is not None or layer is None:
             reasons.append(f"layer {hook.layer}: {reason}")
             continue
-        found.append((hook.layer, *_of_layer(stream, hook, layer, direction, chosen)))
-    heads = max((len(values) for _, values, _ in found), default=0)
+        try:
+            own, bias = _of_layer(stream, hook, layer, direction, chosen)
+        except RunError as error:
+            if hook.layer not in found:
+                raise
+            reasons.append(f"layer {hook.layer}, {hook.heads}: {error}")
+            continue
+        if hook.layer in found:  # other heads of the layer
+            own = np.where(np.isnan(found[hook.layer][0]), own, found[hook.layer][0])
+        found[hook.layer] = own, bias
+    heads = max((len(own) for own, _ in found.values()), default=0)
     values = np.full((len(found), heads, len(chosen)), np.nan)
-    for number, (_, own, _) in enumerate(found):
+    for number, (own, _) in enumerate(found.values()):
         values[number, : len(own)] = own
     note = f" No shares of heads of {'; '.join(dict.fromkeys(reasons))}." if reasons else ""
-    layers = np.array([layer for layer, _, _ in found], np.int64)
-    return HeadShares(layers, values, np.array([bias for *_, bias in found]).reshape(len(found), len(chosen)), note)
+    biases = np.array([bias for _, bias in found.values()]).reshape(len(found), len(chosen))
+    return HeadShares(np.array(list(found), np.int64), values, biases, note)
 
 
 def _why_not(stream: ResidualStream, hook: Captured, layer: LayerReadout | None) -> str | None:

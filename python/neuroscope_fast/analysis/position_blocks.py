@@ -15,7 +15,7 @@ from ..activations import Activations
 from ..errors import RunError
 from ..reader import Run
 from ..records import Record
-from .run_index import index_of, row_length
+from .run_index import index_of, padding_of, real_of
 from .sequences import rows as batch_rows
 
 if TYPE_CHECKING:
@@ -92,7 +92,6 @@ class PositionBlocks:
             raise RunError(f"{hook_id} holds complex numbers, which activate nothing")
         self._inner = 2 if self._first.component == "head_output" else 1
         self.width = _width(self._first, self._inner)
-        self._paddings: dict[tuple[int, int], Array] = {}
         self._sequences: list[tuple[int, int, bool]] = []
 
     def place(self, key: int) -> Place:
@@ -142,7 +141,7 @@ class PositionBlocks:
                 stored = stored.reshape(batch.rows, length, *stored.shape[1:])
                 scale = scale if scale is None else scale.reshape(batch.rows, length)
             for row in range(batch.rows):
-                keep = _real(record, row, length)
+                keep = real_of(record, row, length)
                 told = self._within(record, row, positions[row][keep], batch)
                 kept = (told >= self.skip_first) | (told < 0)
                 keep, told = keep[kept], told[kept]
@@ -187,19 +186,12 @@ class PositionBlocks:
     def _within(self, record: Record, row: int, positions: Array, batch: _Batch) -> Array:
         """Positions counted from the first real token of the sequence."""
         if self._sequences[batch.first_sequence][2]:
-            padding = _padding_of(record, row) if record.positions is None else np.arange(0)
+            padding = padding_of(record, row) if record.positions is None else np.arange(0)
         else:
-            padding = self._padding(record.prompt, row)
+            padding = index_of(self._run).padding(self.hook_id, record.prompt, row)
         if len(padding) == 0:
             return positions
         return np.where(positions < 0, -1, positions - np.searchsorted(padding, positions))
-
-    def _padding(self, prompt: int, row: int) -> Array:
-        """The positions of a row that are padding, by the first pass of whichever hook holds all of it."""
-        if (prompt, row) not in self._paddings:
-            whole = index_of(self._run).real_tokens.get(prompt)
-            self._paddings[prompt, row] = np.arange(0) if whole is None else _padding_of(whole, row)
-        return self._paddings[prompt, row]
 
 
 def _width(record: Record, inner: int) -> int:
@@ -224,19 +216,3 @@ def _values(stored: torch.Tensor, scale: torch.Tensor | None, chosen: Array) -> 
         part = part * factors.unsqueeze(-1)
     array: Array = part.reshape(len(chosen), -1).numpy()
     return array
-
-
-def _real(record: Record, row: int, length: int) -> Array:
-    """Which positions of a record are no padding, as indices."""
-    if record.real_tokens is None or row >= len(record.real_tokens):
-        return np.arange(length)
-    flat = record.real_tokens[row]
-    return np.concatenate([np.arange(*pair) for pair in zip(flat[::2], flat[1::2], strict=True)] or [np.arange(0)])
-
-
-def _padding_of(record: Record, row: int) -> Array:
-    """Which positions of a row of a whole pass are padding, ascending."""
-    if record.real_tokens is None or row >= len(record.real_tokens):
-        return np.arange(0)
-    length = row_length(record)
-    return np.setdiff1d(np.arange(length), _real(record, row, length))

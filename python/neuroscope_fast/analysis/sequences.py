@@ -16,7 +16,7 @@ from ..activations import SEQUENCE_AXIS
 from ..errors import RunError
 from ..reader import Run
 from ..records import Record
-from .run_index import index_of, row_length
+from .run_index import index_of, real_of
 
 Array = np.ndarray[Any, Any]
 
@@ -86,20 +86,25 @@ def missing(what: str, hooks: Sequence[str]) -> MissingActivations:
     return MissingActivations(f"this run does not hold what {what} needs: capture it with {asked}")
 
 
-def find(run: Run, component: str, *, reduction: str | None = None) -> list[Captured]:
+def find(run: Run, component: str, *, reduction: str | None = None, by_head: bool = False) -> list[Captured]:
     """The hooks on outputs of this component that hold records of exactly this reduction (None: whole tensors), by
-    layer. Where several hold the same place, the first that was asked for.
+    layer. Where several hold the same place, the first that was asked for; `by_head`: all that hold a head which those
+    before do not.
     """
-    found: dict[str, Captured] = {}
+    found: dict[Any, Captured] = {}
+    held: dict[str, set[int]] = {}
     for hook_id in run:
         records = run[hook_id].outputs.records
         if not records or records[0].component != component or records[0].reduction != reduction:
             continue
         first = records[0]
         heads = list(first.heads) if first.heads is not None else None
-        found.setdefault(
-            first.layer_name, Captured(layer_number(first.layer_name), hook_id, first.layer_name, component, heads)
-        )
+        place: Any = first.layer_name
+        if by_head and place in held and (heads is None or not set(heads) <= held[place]):
+            place = first.layer_name, hook_id
+        found.setdefault(place, Captured(layer_number(first.layer_name), hook_id, first.layer_name, component, heads))
+        if heads is not None:
+            held.setdefault(first.layer_name, set()).update(heads)
     return sorted(found.values(), key=lambda each: (each.layer is not None, each.layer or 0))
 
 
@@ -142,7 +147,8 @@ def tokens(run: Run, prompt: int = 0, row: int = 0) -> Tokens:
         return Tokens(list(text.token_ids), labels, text.usage.prompt_tokens)
     for hook_id in run:
         records = index_of(run).records(hook_id, prompt, is_input=True)
-        if records and records[0].component == "embedding" and records[0].dtype in ("int64", "int32"):
+        is_ids = bool(records) and records[0].component == "embedding" and records[0].dtype in ("int64", "int32")
+        if is_ids and [record.step for record in records] == list(range(len(records))):  # every pass, from the first
             return _read_ids(run, hook_id, prompt, row)
     length, first = _length(run, prompt, row)
     return Tokens([], [str(position) for position in range(length)], first)
@@ -168,8 +174,9 @@ def join(run: Run, hook_id: str, prompt: int = 0, row: int = 0, *, is_input: boo
     return Joined(positions[order], values[order])
 
 
-def pattern(run: Run, hook_id: str, prompt: int = 0, row: int = 0) -> Pattern:
-    """The attention patterns of one sequence, those of the prefill and of each decoded token joined.
+def pattern(run: Run, hook_id: str, prompt: int = 0, row: int = 0, *, first: int = 0) -> Pattern:
+    """The attention patterns of one sequence, those of the prefill and of each decoded token joined. `first`: only of
+    the queries from this position on.
 
     Of the reductions `mean` and `max` [B, Q, K] it is the one of all heads together. Raises RunError as `join` does,
     and for hooks that hold no patterns.
@@ -177,21 +184,27 @@ def pattern(run: Run, hook_id: str, prompt: int = 0, row: int = 0) -> Pattern:
     records = index_of(run).records(hook_id, prompt)
     if not records or _kind(records[0]) not in _WITH_KEYS:
         raise RunError(f"{hook_id} holds no attention patterns of prompt {prompt}")
-    padding = _padding(run, prompt, row)
-    steps = list(_steps(run, hook_id, prompt, row))
+    padding = index_of(run).padding(hook_id, prompt, row)
+    steps = list(_steps(run, hook_id, prompt, row, first=first))
     if not steps:
         raise RunError(f"{hook_id} holds nothing of prompt {prompt}, row {row}")
-    size = max(int(step.positions.max(initial=-1)) + 1 for step in steps)
-    weights = []
-    for step in steps:
-        values = _floating(step.values)  # [Q, H, K], or [Q, K] of all heads together
-        values = values[:, None] if values.ndim == 2 else values
-        weights.append(_by_position(values, step.last, padding, size))
+    keys = [_keys_of(step, padding) for step in steps]
+    size = max(int(each.positions.max(initial=-1)) + 1 for each in keys)
     positions = np.concatenate([step.positions for step in steps])
+    record = records[0]
+    count = 1 if record.reduction else record.shape[1]
+    weights = np.zeros((count, len(positions), size), np.float32)
+    at = 0
+    for step, seen in zip(steps, keys, strict=True):
+        values = step.values  # [Q, H, K], or [Q, K] of all heads together
+        values = values[None] if values.ndim == 2 else values.transpose(1, 0, 2)
+        weights[:, at : at + len(step.positions), _slice(seen.positions)] = values[:, :, _slice(seen.places)]
+        at += len(step.positions)
     order = _order(positions, hook_id, prompt)
-    first = records[0]
-    heads = [] if first.reduction else list(range(first.shape[1])) if first.heads is None else list(first.heads)
-    return Pattern(positions[order], heads, np.concatenate(weights)[order].transpose(1, 0, 2).copy())
+    heads = [] if record.reduction else list(range(count)) if record.heads is None else list(record.heads)
+    if not np.array_equal(order, np.arange(len(order))):
+        weights = weights[:, order]
+    return Pattern(positions[order], heads, weights)
 
 
 def listed(run: Run, hook_id: str, prompt: int = 0, row: int = 0) -> Listed:
@@ -203,7 +216,7 @@ def listed(run: Run, hook_id: str, prompt: int = 0, row: int = 0) -> Listed:
     records = index_of(run).records(hook_id, prompt)
     if not records or records[0].reduction != "top_k":
         raise RunError(f"{hook_id} holds no largest attention weights of prompt {prompt}")
-    padding = _padding(run, prompt, row)
+    padding = index_of(run).padding(hook_id, prompt, row)
     steps = list(_steps(run, hook_id, prompt, row))
     where = [side[number : number + 1].indices[0][row] for side, number in index_of(run).each(hook_id, prompt)]
     positions = np.concatenate([step.positions for step in steps])
@@ -212,7 +225,7 @@ def listed(run: Run, hook_id: str, prompt: int = 0, row: int = 0) -> Listed:
     weights = np.zeros((len(positions), heads, most), np.float32)
     at = 0
     for step, record, given in zip(steps, records, where, strict=True):
-        chosen = _real(record, row, given.shape[1])
+        chosen = real_of(record, row, given.shape[1])
         found = np.moveaxis(_array(given), 1, 0)[chosen].astype(np.int64)  # [Q, H, k], padding counted
         part = np.s_[at : at + len(chosen), :, : found.shape[2]]
         weights[part] = step.values
@@ -232,8 +245,9 @@ class _Step(NamedTuple):
     last: int
 
 
-def _steps(run: Run, hook_id: str, prompt: int, row: int, is_input: bool = False) -> Iterator[_Step]:
-    padding = _padding(run, prompt, row)
+def _steps(run: Run, hook_id: str, prompt: int, row: int, is_input: bool = False, *, first: int = 0) -> Iterator[_Step]:
+    """`first`: without the positions before this one."""
+    padding = index_of(run).padding(hook_id, prompt, row)
     for activations, number in index_of(run).each(hook_id, prompt, is_input):
         record = activations.record(number)
         if record.call > 0:
@@ -244,11 +258,24 @@ def _steps(run: Run, hook_id: str, prompt: int, row: int, is_input: bool = False
         if row >= record.shape[0]:
             raise RunError(f"{record.hook_id} holds {record.shape[0]} rows of prompt {prompt}: there is no row {row}")
         told = _positions(record, row, record.shape[axis])
-        chosen = _real(record, row, len(told))
+        chosen = real_of(record, row, len(told))
+        positions = told[chosen] - np.searchsorted(padding, told[chosen])
+        if first:
+            chosen, positions = chosen[positions >= first], positions[positions >= first]
         tensor = activations[number][row]
-        values = np.moveaxis(_array(tensor), axis - 1, 0)[chosen]
-        kept = told[chosen]
-        yield _Step(kept - np.searchsorted(padding, kept), values, int(told.max(initial=-1)))
+        if len(chosen) < len(told):
+            tensor = _taken(tensor, axis - 1, chosen)
+        yield _Step(positions, np.moveaxis(_array(tensor), axis - 1, 0), int(told.max(initial=-1)))
+
+
+def _taken(tensor: Any, axis: int, numbers: Array) -> Any:
+    """These entries along an axis."""
+    import torch
+
+    part = _slice(numbers)
+    if isinstance(part, slice):
+        return tensor.narrow(axis, part.start, part.stop - part.start)
+    return tensor.index_select(axis, torch.from_numpy(numbers))
 
 
 def _read_ids(run: Run, hook_id: str, prompt: int, row: int) -> Tokens:
@@ -256,7 +283,7 @@ def _read_ids(run: Run, hook_id: str, prompt: int, row: int) -> Tokens:
     steps = [activations[number] for activations, number in index_of(run).each(hook_id, prompt, is_input=True)]
     if any(step.dim() != 2 or row >= step.shape[0] for step in steps):
         raise RunError(f"{hook_id} holds no token ids of prompt {prompt}, row {row}")
-    padding = _padding(run, prompt, row)
+    padding = index_of(run).padding(hook_id, prompt, row)
     ids = np.delete(np.concatenate([step[row].numpy() for step in steps]), padding).tolist()
     return Tokens(ids, [f"#{token}" for token in ids], int(steps[0].shape[1]) - len(padding))
 
@@ -288,34 +315,32 @@ def _positions(record: Record, row: int, length: int) -> Array:
     return np.asarray(given, np.int64)
 
 
-def _real(record: Record, row: int, length: int) -> Array:
-    """Which entries of a record are no padding, as indices."""
-    if record.real_tokens is None:
-        return np.arange(length)
-    flat = record.real_tokens[row]
-    return np.concatenate([np.arange(*pair) for pair in zip(flat[::2], flat[1::2], strict=True)] or [np.arange(0)])
+class _Keys(NamedTuple):
+    """Of the keys in a record those of the sequence: at which places they are, and their positions; ascending."""
+
+    places: Array
+    positions: Array
 
 
-def _padding(run: Run, prompt: int, row: int) -> Array:
-    """The positions of a row that are padding, ascending: as a record of whole passes tells them."""
-    record = index_of(run).real_tokens.get(prompt)
-    if record is None or record.real_tokens is None or row >= len(record.real_tokens):
-        return np.arange(0)
-    length = row_length(record)
-    return np.setdiff1d(np.arange(length), _real(record, row, length))
-
-
-def _by_position(values: Array, last: int, padding: Array, size: int) -> Array:
-    """Weights [Q, H, K] on the keys of a cache, on the keys 0 … size - 1 of the sequence."""
-    keys = values.shape[2]
+def _keys_of(step: _Step, padding: Array) -> _Keys:
+    keys = step.values.shape[-1]
     # A cache that holds a window of the sequence ends with the pass; one with room for more begins with the sequence.
-    first = max(0, last + 1 - keys)
+    # Behind the last query that was kept are empty places of a cache, without weight, or keys that attention which
+    # looks ahead gives weight to.
+    first = max(0, step.last + 1 - keys)
     at = np.arange(first, first + keys)
-    kept = ~np.isin(at, padding) & (at <= last)
-    places = at[kept] - np.searchsorted(padding, at[kept])
-    result = np.zeros((*values.shape[:2], size), np.float32)
-    result[:, :, places] = values[:, :, kept]
-    return result
+    kept = ~np.isin(at, padding)
+    later = int(np.searchsorted(at, step.last, side="right"))
+    if not step.values[..., later:].any():
+        kept[later:] = False
+    return _Keys(np.flatnonzero(kept), at[kept] - np.searchsorted(padding, at[kept]))
+
+
+def _slice(numbers: Array) -> Any:
+    """Ascending numbers as a slice, where they follow each other: that copies many times faster."""
+    if len(numbers) and int(numbers[-1]) - int(numbers[0]) == len(numbers) - 1:
+        return slice(int(numbers[0]), int(numbers[-1]) + 1)
+    return numbers
 
 
 def _order(positions: Array, hook_id: str, prompt: int) -> Array:
@@ -329,14 +354,14 @@ def _order(positions: Array, hook_id: str, prompt: int) -> Array:
 def _length(run: Run, prompt: int, row: int) -> tuple[int, int]:
     """How many positions of a sequence any hook holds, and how many of them the first pass read."""
     length, first = 0, 0
-    padding = _padding(run, prompt, row)
     for hook_id in run:
+        padding = index_of(run).padding(hook_id, prompt, row)
         for record in index_of(run).records(hook_id, prompt):
             if record.component in ("key", "value", "router", "expert") or len(record.shape) < 3:
                 continue
             if row < record.shape[0]:
                 told = _positions(record, row, record.shape[_axis(record)])
-                real = told[_real(record, row, len(told))]
+                real = told[real_of(record, row, len(told))]
                 end = int((real - np.searchsorted(padding, real)).max(initial=-1)) + 1
                 length = max(length, end)
                 first = max(first, end if record.step == 0 else 0)
@@ -351,4 +376,4 @@ def _array(tensor: Any) -> Array:
 
 
 def _floating(values: Array) -> Array:
-    return values if values.dtype == np.float64 else values.astype(np.float32)
+    return values if values.dtype == np.float64 else values.astype(np.float32, copy=False)

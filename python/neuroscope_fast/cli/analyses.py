@@ -109,7 +109,7 @@ def _model(asked: Asked) -> nn.Module | None:
 def _attention(run: Run, asked: Asked) -> Any:
     from ..analysis.attention import attention
 
-    return attention(run, **_given(asked, "layer", "head", "top"))
+    return attention(run, **_given(asked, "prompt", "row", "layer", "head", "top"))
 
 
 def _flow(run: Run, asked: Asked) -> Any:
