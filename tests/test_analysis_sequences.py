@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import architectures
 import neuroscope_fast as nsf
 import numpy as np
 import pytest
@@ -249,3 +250,25 @@ def test_token_ids_of_some_passes_are_not_those_of_the_sequence(
     with nsf.capture(model, [{**ids, "capture_output": False, "hook_id": "ids", **chosen}, f"{LAYER}:residual"]) as cap:
         model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=4, min_new_tokens=4, do_sample=False)  # type: ignore[operator]
     assert sequences.tokens(cap.result) == sequences.Tokens([], ["0", "1", "2", "3", "4", "5"], 3)
+
+
+def test_keys_of_a_cache_that_holds_a_window_are_positions() -> None:
+    model = architectures.build("mistral")  # a window of four
+    hook = {"layer_name": "model.layers.*.self_attn", "component": "attention_pattern"}
+    with nsf.capture(
+        model, [{**hook, "hook_id": "whole"}, {**hook, "reduction": "top_k", "top_k": 3, "hook_id": "t"}]
+    ) as cap:
+        ids = architectures.inputs("mistral", batch=1, length=3)["input_ids"]
+        model.generate(ids, max_new_tokens=9, min_new_tokens=9, do_sample=False)  # type: ignore[operator]
+    for layer in range(2):
+        whole = sequences.pattern(cap.result, f"whole.{layer}")
+        found = sequences.listed(cap.result, f"t.{layer}")
+        assert whole.weights.shape[1:] == (11, 11)
+        for head in range(len(whole.heads)):
+            for query in range(11):
+                seen = min(query + 1, 4)
+                expected = np.argsort(-whole.weights[head, query], kind="stable")[: min(3, seen)]
+                assert found.keys[head, query, : len(expected)].tolist() == expected.tolist()
+                np.testing.assert_allclose(
+                    found.weights[head, query, : len(expected)], whole.weights[head, query, expected], atol=1e-6
+                )

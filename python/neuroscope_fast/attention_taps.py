@@ -140,6 +140,8 @@ class ComputedAttentionTap:
                 result = self._from_whole(wanted, call, whole, heads, rows)
             if isinstance(result, tuple):
                 indices, result = result
+                if gone := self._gone(wanted, call):
+                    indices = indices + gone  # as positions of the sequence, like those of every other cache
                 # The keys first: where the weights have come to disk, so have they.
                 wanted.store(number, indices.to(torch.int32), self.indices[stream])
             wanted.store(number, result)
@@ -172,15 +174,23 @@ class ComputedAttentionTap:
             return {}
         if self.part.is_cross:
             return {"first_key": _first_visible(call)}
-        queries, keys = call.query.shape[2], call.key.shape[2]
-        offset = wanted.offset
-        if offset is None:
-            offset = max(keys - queries, 0)
-        # What a cache has let go: it holds the last keys of the sequence, unless it has room for more.
-        gone = max(offset + queries - keys, 0)
+        gone = self._gone(wanted, call)
         if self.part.reduction == "previous":
-            return {"own_offset": offset - gone}
+            return {"own_offset": self._offset(wanted, call) - gone}
         return {"first_key": self._first_real(wanted, call) - gone}
+
+    @staticmethod
+    def _offset(wanted: ComputedCall, call: AttentionCall) -> int:
+        """The position of the call's first query."""
+        queries, keys = call.query.shape[2], call.key.shape[2]
+        return max(keys - queries, 0) if wanted.offset is None else wanted.offset
+
+    def _gone(self, wanted: ComputedCall, call: AttentionCall) -> int:
+        """How many keys a cache has let go: it holds the last of the sequence, unless it has room for more."""
+        if self.part.is_cross:
+            return 0
+        queries, keys = call.query.shape[2], call.key.shape[2]
+        return max(self._offset(wanted, call) + queries - keys, 0)
 
     def _first_real(self, wanted: ComputedCall, call: AttentionCall) -> Any:
         """The position of the first token that is no padding: a number, or one for each row."""

@@ -210,7 +210,7 @@ def pattern(run: Run, hook_id: str, prompt: int = 0, row: int = 0, *, first: int
 def listed(run: Run, hook_id: str, prompt: int = 0, row: int = 0) -> Listed:
     """What the reduction `top_k` holds of one sequence, prefill and decode joined.
 
-    Keys are taken to be counted from the sequence's beginning, as those of every cache are that holds it whole. Raises
+    Raises
     RunError as `join` does, and for hooks of another kind.
     """
     records = index_of(run).records(hook_id, prompt)

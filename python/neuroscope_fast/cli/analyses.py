@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+HEAD = "head"
+
+
 class Asked(msgspec.Struct, kw_only=True):
     """What was asked for on the command line; None where nothing was."""
 
@@ -58,13 +61,18 @@ class Analysis(msgspec.Struct):
 
 def analyse(path: Path, what: str, asked: Asked) -> tuple[Run, Any]:
     """Open a run and make the analysis. Raises OptionError for options that are not for it."""
-    analysis = analysis_of(what)
+    check_options(what, asked)
+    run = open_quietly(path)
+    return run, analysis_of(what).run(run, asked)
+
+
+def check_options(what: str, asked: Asked) -> None:
+    """Raises OptionError for an option that was given and is not for this analysis."""
+    takes = analysis_of(what).options
     for name, value in msgspec.structs.asdict(asked).items():
-        if value is not None and name not in analysis.options:
+        if value is not None and name not in takes:
             fitting = ", ".join(known for known, each in ANALYSES.items() if name in each.options)
             raise OptionError(f"--{name.replace('_', '-')} is not for --what {what}; it is for {fitting}")
-    run = open_quietly(path)
-    return run, analysis.run(run, asked)
 
 
 def analysis_of(what: str) -> Analysis:
@@ -207,7 +215,8 @@ def _draw(module: str, name: str = "figure", *options: str) -> Callable[[Run, An
     return draw
 
 
-def _head(run: Run, _result: Any, title: str, asked: Asked) -> Figure:
+def draw_head(run: Run, title: str, asked: Asked) -> Figure:
+    """The heat map of one head, for which no head needs to be scored."""
     from ..plots.attention import head_figure
 
     if asked.layer is None or asked.head is None:
@@ -225,7 +234,7 @@ ANALYSES: dict[str, Analysis] = {
         _attention,
         {
             "scores": _draw("attention"),
-            "head": _head,
+            HEAD: lambda run, _result, title, asked: draw_head(run, title, asked),
             "attended": _draw("attention", "attended_figure", *_SEQUENCE),
         },
     ),

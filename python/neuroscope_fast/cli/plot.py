@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..errors import OptionError
-from .analyses import Asked, analyse, analysis_of, numbers, run_name
+from .analyses import HEAD, Asked, analyse, analysis_of, check_options, numbers, run_name
 from .analysis_options import (
     AgainstOption,
     ComponentOption,
@@ -109,13 +109,14 @@ def plot(  # noqa: PLR0917 - each is an option of the command line
     analysis = analysis_of(what)
     chosen = next(iter(analysis.figures)) if figure is None else figure
     if figure is None and what == "attention" and None not in (layer, head):
-        chosen = "head"
+        chosen = HEAD
     if chosen not in analysis.figures:
         raise OptionError(f"--what {what} has no picture {chosen!r}; it has {', '.join(analysis.figures)}")
     from ..plots.style import check_suffix, save
 
     check_suffix(out)  # before the work
-    opened, result = analyse(run, what, asked)
+    check_options(what, asked)
+    opened, result = (open_quietly(run), None) if chosen == HEAD else analyse(run, what, asked)
     save(analysis.figures[chosen](opened, result, run_name(opened), asked), out)
     line(console(), str(out))
     if opened.notice:

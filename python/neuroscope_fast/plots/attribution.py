@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..analysis.attribution import Attribution
-from .style import DIVERGING, new_figure, token_label
+from .style import DIVERGING, new_figure, of_sequence, token_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,7 +24,7 @@ def figure(found: Attribution, run_name: str, number: int = 0) -> Figure:
     over = "" if found.against is None else f" over “{_quoted(found.against_token)}”"
     title = (
         f"Direct logit attribution: “{_quoted(found.target_tokens[number])}”{over} after "
-        f"“{_quoted(found.tokens[number])}” (position {found.positions[number]})"
+        f"“{_quoted(found.tokens[number])}” (position {found.positions[number]}){of_sequence(found.prompt, found.row)}"
     )
     drawn = new_figure(12.0 if with_heads else 7.5, min(height, 16.0), title, run_name)
     if with_heads:

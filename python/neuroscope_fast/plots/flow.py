@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..analysis.flow import Flow
-from .style import CATEGORIES, SEQUENTIAL, new_figure, token_label
+from .style import CATEGORIES, SEQUENTIAL, new_figure, of_sequence, token_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,7 +24,8 @@ def figure(flow: Flow, run_name: str) -> Figure:
     many = len(flow.positions)
     width = min(max(9.0, 4.0 + 0.24 * many), 22.0)
     height = min(max(6.4, 3.6 + 0.24 * len(flow.layers)), 16.0)
-    drawn = new_figure(width, height, "Information flow along the residual stream", run_name)
+    title = f"Information flow along the residual stream{of_sequence(flow.prompt, flow.row)}"
+    drawn = new_figure(width, height, title, run_name)
     grid = drawn.add_gridspec(2, 2, height_ratios=(1.5, 1))
     _norms(drawn, drawn.add_subplot(grid[0, :]), flow)
     _sizes(drawn.add_subplot(grid[1, 0]), flow)

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..analysis.logit_lens import LogitLens
 from .flow import label_layers, label_tokens
-from .style import CATEGORIES, SEQUENTIAL, new_figure, token_label
+from .style import CATEGORIES, SEQUENTIAL, new_figure, of_sequence, token_label
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,7 +27,8 @@ def figure(lens: LogitLens, run_name: str) -> Figure:
     written = positions <= _MOST_TEXTS
     width = min(max(7.0, 2.2 + (0.62 if written else 0.1) * positions), 40.0 if written else 22.0)
     height = min(max(4.0, 2.2 + 0.26 * layers), 24.0)
-    drawn = new_figure(width, height, "Logit lens: the likeliest next token at each layer", run_name)
+    title = f"Logit lens: the likeliest next token at each layer{of_sequence(lens.prompt, lens.row)}"
+    drawn = new_figure(width, height, title, run_name)
     axes = drawn.add_subplot()
     likeliest = lens.top_probabilities[:, :, 0]
     image = axes.imshow(

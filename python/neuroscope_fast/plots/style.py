@@ -71,6 +71,12 @@ def new_figure(width_inches: float, height_inches: float, title: str, run_name: 
     return figure
 
 
+def of_sequence(prompt: int, row: int) -> str:
+    """For a title: which sequence of the run it is, where it is not the first."""
+    named = [f"{name} {number}" for name, number in (("prompt", prompt), ("row", row)) if number]
+    return f" ({', '.join(named)})" if named else ""
+
+
 def token_label(text: str, limit: int = 12) -> str:
     """A token as a label of an axis: one line of at most `limit` characters in which everything can be seen.
 
