@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 from pathlib import Path
+from typing import Any
 
 import neuroscope_fast as nsf
 import pytest
 import torch
 from neuroscope_fast.prompt_log import PROMPTS_FILE, PromptEntry, PromptLog, Text, encode_prompt, read_prompts, texts_of
+from neuroscope_fast.prompt_recorder import PromptRecorder
 from neuroscope_fast.records import Usage
 from torch import nn
 
@@ -136,3 +140,84 @@ def test_a_log_that_cannot_be_written_is_an_error_at_the_end(
         run()
     assert cap.result.status == "failed"
     assert len(cap.result.records) == 4
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"tokens": ["a", "b"]}, "give these too"),
+        ({"token_ids": [-100, 3]}, "`int` >= 0"),
+        ({"token_ids": [1.5, 3]}, "'float' object"),
+        ({"token_ids": [1, 2], "tokens": ["a", 2]}, "Expected `str`"),
+        ({"prompt": None}, "Expected `str`"),
+        ({"prompt_tokens": -1, "completion_tokens": 3}, "`int` >= 0"),
+    ],
+)
+def test_texts_that_could_not_be_read_again(
+    llama: nn.Module, tokens: dict[str, torch.Tensor], tmp_path: Path, given: dict[str, Any], said: str
+) -> None:
+    with nsf.capture(llama, "model.layers.0:residual", tmp_path / "run") as cap:
+        llama(**tokens)
+        with pytest.raises(nsf.OptionError, match=re.escape(said)):
+            cap.add_generation(
+                **{"prompt": "a", "generated_text": "b", "prompt_tokens": 1, "completion_tokens": 1, **given}
+            )
+        ids: Any = torch.tensor([3, 4])
+        cap.add_generation("a", "b", prompt_tokens=1, completion_tokens=1, token_ids=ids)
+    run = nsf.open(tmp_path / "run")
+    assert run.status == "complete"
+    assert [list(text.token_ids) for text in run.prompts[0].texts] == [[3, 4]]
+
+
+def test_after_the_block_no_prompt_ends(llama: nn.Module, tokens: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    with nsf.capture(llama, "model.layers.0:residual", tmp_path / "run") as cap:
+        llama(**tokens)
+    cap.next_prompt()
+    assert [entry.records for entry in nsf.open(tmp_path / "run").prompts] == [1]
+
+
+def test_an_interrupt_between_two_steps_leaves_no_gap(
+    llama: nn.Module, tokens: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with nsf.capture(llama, "model.layers.0:residual", tmp_path / "run") as cap:
+        for number in range(3):
+            llama(**tokens)
+            with monkeypatch.context() as patch:
+                if number == 1:
+                    patch.setattr(PromptRecorder, "_append", interrupt)
+                with contextlib.suppress(KeyboardInterrupt):
+                    cap.next_prompt()
+    prompts = nsf.open(tmp_path / "run").prompts
+    assert [entry.prompt for entry in prompts] == list(range(len(prompts)))
+
+
+def interrupt(*_arguments: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_last_prompt_without_records_is_told_of(
+    llama: nn.Module, tokens: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    hook = {"layer_name": "model.layers.0", "component": "residual", "phase": "decode"}
+    with nsf.capture(llama, hook, tmp_path / "run") as cap:
+        llama(**tokens)
+        cap.next_prompt()
+        llama(**tokens)
+    assert [(entry.records, entry.usage.total_tokens) for entry in cap.result.prompts] == [(0, 14), (0, 14)]
+    assert cap.result.metadata.usage.total_tokens == 28
+
+
+def test_a_file_of_that_name_which_is_of_no_run_stays(
+    llama: nn.Module, tokens: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    write(tmp_path, b'{"prompt": "What is recursion?"}\n')
+    for options in ({}, {"overwrite": True}, {"resume": True}):
+        with (
+            pytest.raises(nsf.CaptureError, match="is there, and is not of a run"),
+            nsf.capture(llama, "model.layers.0:residual", tmp_path, **options),
+        ):
+            pass
+    assert [path.name for path in tmp_path.iterdir()] == [PROMPTS_FILE]
+    for left in (b"", b'{"prompt":0,"rec', b'{"prompt":0\0\0\0\0\0\0\0\0\0\0\0\0\0'):
+        with nsf.capture(llama, "model.layers.0:residual", write(tmp_path, left), overwrite=True):
+            llama(**tokens)

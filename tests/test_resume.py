@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -14,8 +15,9 @@ import msgspec
 import neuroscope_fast as nsf
 import pytest
 import torch
+from neuroscope_fast import attention_taps, running_capture
 from neuroscope_fast.cli import main
-from neuroscope_fast.manifest import MANIFEST_FILE, decode_manifest
+from neuroscope_fast.manifest import MANIFEST_FILE, decode_manifest, encode_manifest
 from safetensors import safe_open
 from torch import nn
 
@@ -252,6 +254,229 @@ def test_what_cannot_be_resumed(tmp_path: Path, llama: nn.Module) -> None:
     interrupt(folder, 10, "raise")
     with pytest.raises(nsf.OptionError, match="without a seed"):
         capture(folder, resume=True, temperature=1.0)
+
+
+class Stack(nn.Module):
+    """Two layers, captured in no time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList(nn.Linear(16, 16) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+STACK_HOOKS: list[Any] = [{"layer_name": f"layers.{number}", "component": "residual"} for number in range(2)]
+
+
+def run_stack(
+    out: Path,
+    prompts: int = 4,
+    *,
+    kill: tuple[int, int] | None = None,
+    stop: tuple[int, int] | None = None,
+    **options: Any,
+) -> nsf.Run:
+    """Three passes for each prompt; killed, or stopped, after one."""
+    model = Stack().eval()
+    cap = nsf.capture(model, STACK_HOOKS, out, **options)
+    with cap:
+        for number in range(cap.first_prompt, prompts):
+            if number > cap.first_prompt:
+                cap.next_prompt()
+            for step in range(3):
+                model(torch.full((1, 4, 16), 10.0 * number + step))
+                if (number, step) == kill:
+                    cap.sync()
+                    os.kill(os.getpid(), signal.SIGKILL)
+                if (number, step) == stop:
+                    raise ZeroDivisionError
+    return cap.result
+
+
+def kill_stack(out: Path, kill: tuple[int, int], **options: Any) -> None:
+    code = f"import test_resume, pathlib; test_resume.run_stack(pathlib.Path({str(out)!r}), kill={kill}, **{options})"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
+        timeout=120,
+    )
+    assert done.returncode == -signal.SIGKILL
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def tensors(run: nsf.Run) -> dict[str, list[Any]]:
+    return {each: [tensor.tolist() for tensor in run[each]] for each in run}
+
+
+SYNCED = {"durability": "4KiB"}
+
+
+@pytest.mark.parametrize(
+    ("kills", "options"),
+    [
+        (((0, 1), (0, 2)), {"dtype": "bfloat16"}),
+        (((0, 1), (3, 1)), {"shard_bytes": 1024}),
+        (((2, 1), (3, 1)), {"dtype": "int8"}),
+    ],
+)
+def test_killed_twice(tmp_path: Path, kills: Any, options: dict[str, Any]) -> None:
+    whole = run_stack(tmp_path / "whole", **options)
+    folder = tmp_path / "run"
+    kill_stack(folder, kills[0], **SYNCED, **options)
+    kill_stack(folder, kills[1], **SYNCED, **options, resume=True)
+    recovered = nsf.recover(folder)
+    counters = recovered.manifest.counters
+    stored = sum(len(keys) for keys in recovered.manifest.checksums.by_shard().values())
+    assert counters.records == counters.acknowledged == stored
+    assert len(recovered.records) == 2 * (3 * kills[1][0] + kills[1][1] + 1)
+    assert not list(folder.glob("*.partial"))
+    run = run_stack(folder, resume=True, **options)
+    assert tensors(run) == tensors(whole)
+    assert run.verify() == []
+    assert run.manifest.recovery is not None
+    assert run.manifest.recovery.lost == []
+
+
+def test_a_shard_that_recovery_could_not_read_is_in_nobodys_way(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    kill_stack(folder, (3, 1), **SYNCED, shard_bytes=1024)
+    (partial,) = folder.glob("*.partial")
+    left = partial.read_bytes()
+    Path(f"{str(partial).removesuffix('.partial')}.journal").write_bytes(b"garbage" * 10)
+    run = run_stack(folder, resume=True, shard_bytes=1024)
+    assert tensors(run) == tensors(run_stack(tmp_path / "whole"))
+    assert partial.read_bytes() == left
+
+
+@pytest.mark.parametrize("stop", [None, (2, 1)])
+@pytest.mark.parametrize("wrong", [{"block_bytes": 100}, {"store_readout": True}])
+def test_a_resumption_that_does_not_begin_changes_nothing(tmp_path: Path, stop: Any, wrong: dict[str, Any]) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(ZeroDivisionError) if stop else contextlib.nullcontext():
+        run_stack(folder, stop=stop)
+    before = contents(folder)
+    with pytest.raises((nsf.OptionError, nsf.ModelError)):
+        run_stack(folder, resume=True, **wrong)
+    assert contents(folder) == before
+
+
+def test_a_complete_run_loses_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    whole = tensors(run_stack(folder))
+    prompts = (folder / "prompts.jsonl").read_bytes()
+    (folder / "prompts.jsonl").write_bytes(prompts.replace(b'"records":6', b'"records":7'))  # as threads would count
+    assert tensors(run_stack(folder, resume=True)) == whole
+    (folder / "prompts.jsonl").unlink()  # as an earlier version left it
+    before = contents(folder)
+    with pytest.raises(nsf.OptionError, match="does not tell of all of it"):
+        run_stack(folder, resume=True)
+    assert contents(folder) == before
+
+
+def test_a_manifest_without_checksums_takes_nothing_away(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(ZeroDivisionError):
+        run_stack(folder, stop=(2, 1))
+    manifest = decode_manifest((folder / MANIFEST_FILE).read_bytes())
+    checksums = manifest.checksums.by_shard()
+    for keys in checksums.values():
+        del keys["layers.0_residual/000000"]
+        keys["layers.0_residual/000009"] = 0
+    manifest.checksums = manifest.checksums.of(checksums)
+    (folder / MANIFEST_FILE).write_bytes(encode_manifest(manifest))
+    before = contents(folder)
+    with pytest.raises(nsf.RunError, match="has no checksum for layers"):
+        run_stack(folder, resume=True)
+    assert contents(folder) == before
+
+
+def test_what_a_detached_capture_did_not_see_is_captured(llama: nn.Module, tmp_path: Path) -> None:
+    hooks = ["model.layers.0.self_attn:attention_scores", "model.layers.0:residual"]
+
+    def run(**options: Any) -> nsf.Run:
+        cap = nsf.capture(llama, hooks, tmp_path / "run", on_error="detach", **options)
+        with cap:
+            for number in range(cap.first_prompt, 4):
+                if number > cap.first_prompt:
+                    cap.next_prompt()
+                for _ in range(2):
+                    llama(torch.arange(5 + number)[None])
+        return cap.result
+
+    calls = 0
+
+    def fails_once(*arguments: Any, **named: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            raise RuntimeError("out of memory")
+        return attention_scores(*arguments, **named)
+
+    attention_scores = attention_taps.attention_scores
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention_taps, "attention_scores", fails_once)
+        with pytest.warns(nsf.CaptureWarning, match="out of memory"):
+            failed = run()
+    assert failed.status == "failed"
+    again = run(resume=True)
+    assert again.manifest.resumptions[0].first_prompt == 1
+    assert [len(again[each]) for each in again] == [8, 8]
+
+
+def test_a_run_that_another_process_left_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "run"
+    kill_stack(folder, (2, 1), **SYNCED)
+    before = contents(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(running_capture, "recover_run", lambda _: None)  # it was recovered before
+        with pytest.raises(nsf.RunError, match="resume it again"):
+            run_stack(folder, resume=True)
+    assert contents(folder) == before
+    assert run_stack(folder, resume=True).manifest.resumptions[0].first_prompt == 2
+
+
+def test_drops_of_before_are_counted(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(ZeroDivisionError):
+        run_stack(folder, stop=(2, 1), overflow="drop")
+    path = folder / "prompts.jsonl"  # as a capture that was killed: what found no room is in no manifest
+    path.write_bytes(path.read_bytes().replace(b'"records":6', b'"records":6,"drops":5', 1))
+    run = run_stack(folder, resume=True, overflow="drop")
+    assert run.manifest.counters.drops == 5
+    assert "records dropped because the ring was full: 5" in run.manifest.warnings
+
+
+def test_killed_as_the_readout_is_written(tmp_path: Path) -> None:
+    code = f"""
+import os
+import neuroscope_fast as nsf
+from neuroscope_fast.models import load_model
+from neuroscope_fast.run_directory import RunDirectory
+write = RunDirectory.write
+def dying(self, files):
+    write(self, files)
+    if "readout.safetensors" in files:
+        os.kill(os.getpid(), 9)
+RunDirectory.write = dying
+hooks, out = "model.layers.0:residual", {str(tmp_path / "run")!r}
+nsf.generate("demo", "A loop is", hooks, out, max_new_tokens=2, store_readout=True)
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=False, timeout=120, capture_output=True)
+    assert done.returncode == -signal.SIGKILL
+    run = nsf.generate(
+        "demo", "A loop is", "model.layers.0:residual", tmp_path / "run", max_new_tokens=2, store_readout=True,
+        resume=True,
+    )  # fmt: skip
+    assert run.verify() == []
 
 
 def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ run = cap.result
 
 from __future__ import annotations
 
+import operator
 import os
 import weakref
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 import msgspec
 
 from .durability import parse_durability
-from .errors import CaptureError, OptionError
+from .errors import CaptureError, OptionError, one_line
 from .manifest import Counters
 from .options import CaptureOptions
 from .prompt_log import Text
@@ -179,21 +180,29 @@ class Capture:
 
         Without it the metadata counts the tokens that went through. `token_ids` and `tokens`, their texts, are those of
         the prompt and then the generated ones; analyses and pictures need them. Raises OptionError where the counts do
-        not agree.
+        not agree, or something is no text or no number.
         """
-        total = prompt_tokens + completion_tokens
-        for name, given in (("token_ids", token_ids), ("tokens", tokens)):
+        usage = Usage(prompt_tokens, completion_tokens, prompt_tokens + completion_tokens)
+        try:
+            text = msgspec.convert(
+                {
+                    "prompt": prompt,
+                    "generated_text": generated_text,
+                    "usage": {name: operator.index(getattr(usage, name)) for name in usage.__struct_fields__},
+                    "token_ids": [operator.index(token) for token in token_ids],  # of a tensor too
+                    "tokens": list(tokens),
+                },
+                Text,
+            )
+        except (msgspec.ValidationError, TypeError, ValueError) as error:
+            raise OptionError(f"this is no text and its tokens: {one_line(str(error))}") from error
+        total = text.usage.total_tokens
+        for name, given in (("token_ids", text.token_ids), ("tokens", text.tokens)):
             if len(given) not in (0, total):
                 raise OptionError(f"{name} has {len(given)} entries, and there are {total} tokens")
-        self._entered().prompts.add_text(
-            Text(
-                prompt=prompt,
-                generated_text=generated_text,
-                usage=Usage(prompt_tokens, completion_tokens, total),
-                token_ids=list(token_ids),
-                tokens=list(tokens),
-            )
-        )
+        if text.tokens and not text.token_ids:
+            raise OptionError("tokens are the texts of token_ids: give these too")
+        self._entered().prompts.add_text(text)
 
     def __enter__(self) -> Capture:
         if self._running is not None or self._model is None:

@@ -97,15 +97,14 @@ class PassObserver:
         """The tokens that the model has read: padding not counted, and the last sampled token of a generation, which
         the model never reads, neither.
         """
-        with self._lock:
-            total = self._prefill_tokens + self._decode_tokens
-            return Usage(self._prefill_tokens, self._decode_tokens, total)
+        # Without the lock: an interrupt that comes as it is taken would leave it taken, and this is asked at the end.
+        prefill, decode = self._prefill_tokens, self._decode_tokens
+        return Usage(prefill, decode, prefill + decode)
 
     def take_padding(self) -> Padding:
         """What was padding in the first pass since this was asked last."""
-        with self._lock:
-            found = Padding(self._padding or [], self._encoder_padding or [])
-            self._padding = self._encoder_padding = None
+        found = Padding(self._padding or [], self._encoder_padding or [])  # without the lock, as above
+        self._padding = self._encoder_padding = None
         return found
 
     def first_real(self) -> list[int] | None:

@@ -19,6 +19,8 @@ from .files import read_regular
 from .records import Count, Generation, Usage, total_usage
 
 PROMPTS_FILE = "prompts.jsonl"
+LINE_BEGIN = b'{"prompt":0,"records":'
+"""As every such file begins."""
 
 
 class Text(Struct, frozen=True, omit_defaults=True, kw_only=True):

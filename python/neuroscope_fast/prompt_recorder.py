@@ -36,7 +36,9 @@ class PromptRecorder:
         self._texts: list[Text] = []  # of the prompt that is under way
         self._counted = (0, 0)  # records taken and dropped before it
         self._used = Usage()  # tokens that had gone through the model before it
+        self._due: tuple[PromptEntry, tuple[int, int], Usage] | None = None
         self._entries = [_short(entry) for entry in before]
+        self._closed = False
         self.failure: CaptureError | None = None
         """Why the log could not be written: raised at the end, since the model is not to be stopped by it."""
         self.count_tokens: Callable[[], Usage] = Usage
@@ -57,17 +59,14 @@ class PromptRecorder:
     def next_prompt(self) -> None:
         """End the prompt that is under way, if anything has run in it."""
         with self._lock:
-            before = self._session.prompt
-            self._session.next_prompt()
-            if self._session.prompt != before:
-                self._end(before, ended=True)
+            if not self._closed:
+                # What was detached has not seen the end of it.
+                self._end(ended=not self._session.detached_by)
 
     def finish(self, *, ended: bool) -> None:
         """End the last prompt, if anything is known of it; `ended`: as it should, and not interrupted."""
         with self._lock:
-            stats = self._session.stats()
-            if self._texts or (stats["taken"], stats["drops"]) != self._counted:
-                self._end(self._session.prompt, ended=ended)
+            self._end(ended=ended, whatever_ran=bool(self._texts))
 
     def sync(self) -> None:
         """Make the log durable. Raises CaptureError."""
@@ -76,12 +75,15 @@ class PromptRecorder:
                 self._log.sync()
 
     def close(self) -> None:
-        """Let go of the file. Can be called again."""
+        """Let go of the file; no prompt ends any more. Can be called again."""
         with self._lock:
+            self._closed = True
             if self._log is not None:
                 self._log.close()
 
-    def _end(self, number: int, *, ended: bool) -> None:
+    def _end(self, *, ended: bool, whatever_ran: bool = False) -> None:
+        self._settle()  # an interrupt may have come between two steps of this, the last time
+        number = self._session.prompt
         stats = self._session.stats()
         counted, used = (stats["taken"], stats["drops"]), self.count_tokens()
         padding = self.take_padding()
@@ -95,16 +97,28 @@ class PromptRecorder:
                 used.total_tokens - self._used.total_tokens,
             ),
             ended=ended,
-            texts=self._texts,
+            texts=list(self._texts),
             padding=padding.tokens,
             encoder_padding=padding.encoder,
         )
-        self._texts, self._counted, self._used = [], counted, used
-        if self._log is None:
-            self._entries.append(entry)
+        self._due = (entry, counted, used)
+        self._session.next_prompt()
+        self._settle(whatever_ran=whatever_ran)
+
+    def _settle(self, *, whatever_ran: bool = False) -> None:
+        """Keep the entry that is due, if its prompt has ended."""
+        if self._due is None:
             return
-        self._entries.append(_short(entry))
-        if self.failure is None:
+        entry, counted, used = self._due
+        if whatever_ran or self._session.prompt != entry.prompt:
+            del self._texts[: len(entry.texts)]
+            self._counted, self._used = counted, used
+            self._append(entry)
+        self._due = None
+
+    def _append(self, entry: PromptEntry) -> None:
+        self._entries.append(entry if self._log is None else _short(entry))
+        if self._log is not None and self.failure is None:
             try:
                 self._log.append(entry)
             except CaptureError as error:

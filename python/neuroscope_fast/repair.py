@@ -118,7 +118,8 @@ def _recover(folder: Path, manifest: Manifest, crc32c: Crc32c) -> None:
     if killed:
         whole = sum(len(keys) for keys in done.checksums.values())
         # Before a run was resumed it counted what it went on from, all of which is durable.
-        counters = replace(counters, records=whole, acknowledged=counters.acknowledged + done.acknowledged)
+        acknowledged = counters.acknowledged + done.acknowledged - before.acknowledged
+        counters = replace(counters, records=whole, acknowledged=acknowledged)
     manifest = replace(
         manifest,
         status="interrupted" if killed else manifest.status,

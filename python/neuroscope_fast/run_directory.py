@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from .errors import CaptureError, OptionError, RunError
-from .files import read_regular
+from .files import open_regular, read_regular
 from .manifest import (
     INDEX_FILE,
     MANIFEST_FILE,
@@ -21,7 +21,7 @@ from .manifest import (
     replace_files,
     sync_folder,
 )
-from .prompt_log import PROMPTS_FILE
+from .prompt_log import LINE_BEGIN, PROMPTS_FILE
 from .readout import READOUT_FILE
 
 _SHARD = re.compile(r"activations-\w+-\d+\.safetensors(\.partial|\.journal)?")
@@ -86,6 +86,19 @@ def is_metadata_file(name: str) -> bool:
     )
 
 
+def _refuse_other_prompts(folder: Path) -> None:
+    """Raise CaptureError where a file has the name of the log of prompts, and is none: somebody's own prompts, say."""
+    try:
+        with open_regular(folder / PROMPTS_FILE) as file:
+            begin = file.read(len(LINE_BEGIN)).rstrip(b"\0")  # zeros: as a power cut can leave it
+    except FileNotFoundError:
+        return
+    except (OSError, RunError) as error:
+        raise CaptureError(f"{folder / PROMPTS_FILE} cannot be read: {error}") from error
+    if not LINE_BEGIN.startswith(begin):
+        raise CaptureError(f"{folder / PROMPTS_FILE} is there, and is not of a run: choose another folder, or move it")
+
+
 _locked: weakref.WeakSet[RunDirectory] = weakref.WeakSet()
 
 
@@ -116,6 +129,7 @@ class RunDirectory:
         _locked.add(self)
         self.resumes = resume and (path / MANIFEST_FILE).exists()
         try:
+            _refuse_other_prompts(path)
             if not self.resumes:
                 self._clear(overwrite)
         except BaseException:

@@ -29,9 +29,9 @@ from .records import (
     encode_metadata,
 )
 from .repair import recover_run
-from .resume import Earlier, resume_run
+from .resume import Earlier, cut_back, look_back
 from .run_directory import RunDirectory, metadata_file_name, report_file_name
-from .run_metadata import add_counters, hook_configurations, manifest_hooks, run_metadata
+from .run_metadata import add_counters, manifest_hooks, run_metadata
 
 if TYPE_CHECKING:
     from torch import nn
@@ -116,7 +116,7 @@ class RunningCapture:
             self.cancel()
             if isinstance(error, MemoryError):
                 raise OptionError(f"there is no memory for a ring of {options.ring_bytes} bytes") from error
-            if isinstance(error, (ValueError, TypeError)):
+            if isinstance(error, (ValueError, TypeError)) and not isinstance(error, OptionError):
                 raise OptionError(f"wrong option: {error}") from error
             raise
 
@@ -128,7 +128,7 @@ class RunningCapture:
     def _resume(self, folder: Path) -> None:
         """Take the prompts of the run in `folder` that are whole as the beginning of this one."""
         try:
-            earlier = resume_run(folder, self.manifest, hook_configurations(self.plan))
+            earlier = look_back(folder, self.manifest)
         except OSError as error:
             raise CaptureError(f"{error.filename or folder} cannot be resumed: {error.strerror}") from error
         self._earlier = earlier
@@ -156,6 +156,8 @@ class RunningCapture:
         from .passes import PassObserver
 
         if self.options.store_readout and self._directory is not None:
+            if self._earlier is None:
+                self._directory.write_manifest(self.manifest)  # or nobody knows whose file it is, should this be killed
             self._store_readout(self._directory, model, vocabulary)  # first: it runs the model, which is not captured
         open_devices(model, self.plan, self.session)
         self._observer = PassObserver(model, self.session, [tap.place.module for tap in self.plan.taps])
@@ -169,7 +171,15 @@ class RunningCapture:
         self._compiled.forget_code()
         self._observer.graphs.start(self._observer)
         if self._directory is not None:
+            self._cut_back(self._directory.path)  # what could be wrong with the capture has been said: now it begins
             self._directory.write_manifest(self.manifest)
+
+    def _cut_back(self, folder: Path) -> None:
+        if self._earlier is not None:
+            try:
+                cut_back(folder, self._earlier)
+            except OSError as error:
+                raise CaptureError(f"{error.filename or folder} cannot be resumed: {error.strerror}") from error
 
     def _store_readout(self, directory: RunDirectory, model: nn.Module, vocabulary: Sequence[str]) -> None:
         from . import _core
@@ -327,7 +337,7 @@ class RunningCapture:
             closed=datetime.now().isoformat(),
             counters=counters,
             devices=device_counters(self.session),
-            warnings=self._warnings(collected),
+            warnings=self._warnings(collected, counters),
             dropped=dropped,
             checksums=checksums_of(collected),
         )
@@ -369,7 +379,7 @@ class RunningCapture:
     def _captured_earlier(self, hook_id: str) -> bool:
         return self._earlier is not None and bool(self._earlier.metadata.activations.get(hook_id))
 
-    def _warnings(self, collected: Collected) -> list[str]:
+    def _warnings(self, collected: Collected, counters: Counters) -> list[str]:
         silent = {hook_id: why for why, hooks in never_ran(self.plan, self.session).items() for hook_id in hooks}
         lines = [
             f"hook {hook_id!r} captured nothing" + (f": its {silent[hook_id]}" if hook_id in silent else "")
@@ -379,7 +389,7 @@ class RunningCapture:
         if self._observer is not None and self._observer.graphs.replayed_unknown:
             self._graph_warnings = [_UNKNOWN_GRAPH]
         lines += self.session.warnings() + self._graph_warnings
-        if drops := self.counters().drops:
+        if drops := counters.drops:
             lines.append(f"records dropped because the ring was full: {drops}")
         return lines
 
