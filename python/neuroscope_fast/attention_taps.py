@@ -58,7 +58,7 @@ def _with_description(take: Callable[..., None]) -> Callable[..., None]:
             take(tap, *arguments)
         except CaptureError:
             raise
-        except (RuntimeError, ValueError, MemoryError) as error:
+        except Exception as error:
             raise CaptureError(f"{tap.description}: {error or type(error).__name__}") from error
 
     return wrapper

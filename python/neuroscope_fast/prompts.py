@@ -78,7 +78,7 @@ def token_texts(tokenizer: Any, tokens: Sequence[int]) -> list[str]:
     texts: dict[int, str] = {}
     for token in tokens:
         if token not in texts:
-            texts[token] = _token_text(tokenizer, token)
+            texts[token] = _token_text(tokenizer, token).encode("utf-8", "replace").decode()
     return [texts[token] for token in tokens]
 
 

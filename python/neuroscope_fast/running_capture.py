@@ -212,7 +212,9 @@ class RunningCapture:
         session = getattr(self, "session", None)
         if session is not None:  # what it holds of a device must not wait for the traceback to be forgotten
             session.close()
-            self.prompts.close()
+        prompts = getattr(self, "prompts", None)
+        if prompts is not None:
+            prompts.close()
         if self._directory is not None:
             if not self._directory.resumes:
                 self._directory.discard()

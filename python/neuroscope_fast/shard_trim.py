@@ -55,12 +55,14 @@ def _header(entries: list[tuple[str, Entry]], kept: Container[str], data_start: 
     header: dict[str, object] = {
         "__metadata__": {"format": "pt", "writer": "neuroscope-fast", "format_version": "1"},
     }
+    at = 0  # up to here the header tells of all bytes; neighbours that go are told of as one
     for key, entry in entries:
-        begin, end = entry.begin - data_start, entry.end - data_start
         if key in kept:
+            begin, end = entry.begin - data_start, entry.end - data_start
+            if begin > at:
+                header[f"{LOST_KEY}{at}"] = {"dtype": "U8", "shape": [begin - at], "data_offsets": [at, begin]}
             header[key] = {"dtype": entry.dtype.header, "shape": list(entry.shape), "data_offsets": [begin, end]}
-        elif end > begin:
-            header[f"{LOST_KEY}{begin}"] = {"dtype": "U8", "shape": [end - begin], "data_offsets": [begin, end]}
+            at = end
     return msgspec.json.encode(header)
 
 
