@@ -77,7 +77,8 @@ def _grid(drawn: Figure, axes: Axes, found: Attribution, number: int) -> None:
     image = axes.imshow(
         values, aspect="auto", origin="lower", cmap=DIVERGING, vmin=-limit, vmax=limit, interpolation="nearest"
     )
-    axes.set_title("Heads", fontsize=10)
+    axes.set_facecolor("0.75")  # of a head that was not captured; white is a share of 0
+    axes.set_title("Heads (grey: not captured)" if len(finite) < values.size else "Heads", fontsize=10)
     axes.set_xlabel("head")
     axes.set_ylabel("layer")
     step = max(1, -(-values.shape[1] // 32))
@@ -88,5 +89,6 @@ def _grid(drawn: Figure, axes: Axes, found: Attribution, number: int) -> None:
             value = values[layer, head]
             if np.isfinite(value) and abs(value) >= 0.1 * limit:
                 colour = "white" if abs(value) > 0.6 * limit else "black"
-                axes.text(head, layer, f"{value:+.1f}", ha="center", va="center", fontsize=6.5, color=colour)
-    drawn.colorbar(image, ax=axes, label="share in the logit", pad=0.02, fraction=0.06)
+                axes.text(head, layer, f"{value:+.2g}", ha="center", va="center", fontsize=6.5, color=colour)
+    label = "share in the logit" if found.against is None else "share in the difference of the logits"
+    drawn.colorbar(image, ax=axes, label=label, pad=0.02, fraction=0.06)

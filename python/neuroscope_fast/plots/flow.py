@@ -49,7 +49,11 @@ def _norms(drawn: Figure, axes: Axes, flow: Flow) -> None:
     label_tokens(axes, flow.tokens, flow.positions)
     below = known and len(positive) and np.nanmin(flow.entry_norm) < positive.min()
     label = "Euclidean norm, log scale"
-    drawn.colorbar(image, ax=axes, label=label, pad=0.01, fraction=0.04, extend="min" if below else "neither")
+    bar = drawn.colorbar(image, ax=axes, label=label, pad=0.01, fraction=0.04, extend="min" if below else "neither")
+    if scale is not None:  # within a decade the ticks of a logarithmic scale would name one number
+        ticks = np.geomspace(positive.min(), positive.max(), 5)
+        bar.set_ticks(list(ticks), labels=[f"{tick:.0f}" if tick >= 100 else f"{tick:.3g}" for tick in ticks])
+        bar.minorticks_off()
 
 
 def _sizes(axes: Axes, flow: Flow) -> None:
