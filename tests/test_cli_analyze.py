@@ -101,7 +101,11 @@ def test_prompts_of_one_run_as_two_groups(runs: tuple[Path, Path], capsys: Capsy
 @pytest.mark.parametrize(
     ("options", "code", "said"),
     [
-        (["--what", "attentoin"], 2, "there is no analysis 'attentoin'; available: attention, flow"),
+        (
+            ["--what", "attentoin"],
+            2,
+            "there is no analysis 'attentoin'; did you mean attention? available: attention, flow",
+        ),
         (["--what", "flow", "--sae", "x"], 2, "--sae is not for --what flow; it is for features"),
         (["--what", "attention", "--model", "demo"], 2, "--model is not for --what attention; it is for flow, lens"),
         (["--what", "circuits", "--prompts", "0-2"], 2, "'0-2' is no list of numbers such as 0,2,5..9"),

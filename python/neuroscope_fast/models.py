@@ -240,6 +240,8 @@ def _guarded(what: str, action: Callable[[], T]) -> T:
         return action()
     except Exception as error:
         text = _one_line(error)
+        if "backend tokenizer" in str(error):
+            text = "there is none: save one beside the model with tokenizer.save_pretrained(…)"
         if "trust_remote_code" in str(error):
             text = "it brings code of its own; if you trust it, ask for it to be run (trust_remote_code)"
         raise ModelError(f"{what}: {text}") from error

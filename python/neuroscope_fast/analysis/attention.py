@@ -33,6 +33,9 @@ SCORES: dict[str, str] = {
 }
 """The scores of a head, and what they are called."""
 
+COLUMNS = ("previous-token", "induction", "duplicate", "first", "previous", "current", "entropy")
+"""The same, as short as a column of a table wants them."""
+
 LABELS: dict[str, str] = {
     "previous_token": "looks at the token before its own",
     "induction": "looks at what followed the same token earlier: it can copy a sequence on",
@@ -257,11 +260,12 @@ def _scores_table(heads: list[HeadScore], most: int) -> Table:
         for head in heads[:most]
     ]
     note = (
+        "Scores of kinds of heads, then the mass on the first, previous and current token, and entropy in nats. "
         f"Averages over {max(head.queries for head in heads)} queries; induction over "
         f"{max(head.induction_queries for head in heads)}, duplicate-token over "
         f"{max(head.duplicate_queries for head in heads)}, which have such keys.{_more(heads, most)}"
     )
-    return Table("Scores of each head, the strongest first", ["head", "label", *SCORES.values()], lines, note)
+    return Table("Scores of each head, the strongest first", ["head", "label", *COLUMNS], lines, note)
 
 
 def _more(items: Sequence[object], most: int) -> str:

@@ -141,7 +141,7 @@ def logit_attribution(
     positions: Sequence[int] | None = None,
     token: int | str | None = None,
     against: int | str | None = None,
-    model: nn.Module | None = None,
+    model: nn.Module | Readout | None = None,
 ) -> Attribution:
     """Direct logit attribution at some positions of one sequence.
 

@@ -90,7 +90,10 @@ def make_groups(
     Raises OptionError where nothing tells the groups apart, or where pairs were asked for and the numbers differ.
     """
     if other is None and (prompts is None or other_prompts is None):
-        raise OptionError("a comparison needs a second run, or two lists of prompt numbers of the one run")
+        raise OptionError(
+            "a comparison needs a second run (--other RUN), or two lists of prompt numbers of the one run "
+            "(--prompts and --other-prompts)"
+        )
     first = list(_sequences(run, prompts))
     second = list(_sequences(other or run, other_prompts))
     if other is None and set(first) & set(second):

@@ -21,6 +21,8 @@ from .tables import Cell, Table
 if TYPE_CHECKING:
     from torch import nn
 
+    from ..readout import Readout
+
 Array = np.ndarray[Any, Any]
 
 
@@ -132,7 +134,7 @@ class Flow(msgspec.Struct, frozen=True):
         return Table("The residual stream, layer by layer", columns, rows, note)
 
 
-def information_flow(run: Run, prompt: int = 0, row: int = 0, *, model: nn.Module | None = None) -> Flow:
+def information_flow(run: Run, prompt: int = 0, row: int = 0, *, model: nn.Module | Readout | None = None) -> Flow:
     """Norms of the residual stream and of what attention and MLP add to it.
 
     Needs `residual`; `attention` and `mlp` for the contributions. The readout of the run, or that of `model`, tells

@@ -118,7 +118,7 @@ class LogitLens(msgspec.Struct, frozen=True):
 
 
 def logit_lens(
-    run: Run, prompt: int = 0, row: int = 0, *, top: int = 5, model: nn.Module | None = None
+    run: Run, prompt: int = 0, row: int = 0, *, top: int = 5, model: nn.Module | Readout | None = None
 ) -> LogitLens:  # fmt: skip
     """The logit lens on the stream behind every captured layer, and on the embeddings where they are known.
 

@@ -315,7 +315,7 @@ def _common(every: list[Array]) -> Array:
     return common
 
 
-def optional_readout(run: Run, model: nn.Module | None = None) -> Readout | None:
+def optional_readout(run: Run, model: nn.Module | Readout | None = None) -> Readout | None:
     """The readout of the run, or of the model in its place; None where there is neither."""
     try:
         return need_readout(run, model)
@@ -323,10 +323,12 @@ def optional_readout(run: Run, model: nn.Module | None = None) -> Readout | None
         return None
 
 
-def need_readout(run: Run, model: nn.Module | None = None) -> Readout:
+def need_readout(run: Run, model: nn.Module | Readout | None = None) -> Readout:
     """The readout of the model, if one is given, else the run's. Raises MissingReadout, ModelError."""
     if model is None:
         return read_readout(run)
+    if isinstance(model, Readout):
+        return model
     from ..model_readout import readout_of
 
     return readout_of(model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ from .show import open_quietly
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import nn
+
+    from ..readout import Readout
 
 
 HEAD = "head"
@@ -78,7 +81,9 @@ def check_options(what: str, asked: Asked) -> None:
 def analysis_of(what: str) -> Analysis:
     """Raises OptionError for a name that is none."""
     if what not in ANALYSES:
-        raise OptionError(f"there is no analysis {what!r}; available: {', '.join(ANALYSES)}")
+        near = difflib.get_close_matches(what, ANALYSES, n=1)
+        guess = f"did you mean {near[0]}? " if near else ""
+        raise OptionError(f"there is no analysis {what!r}; {guess}available: {', '.join(ANALYSES)}")
     return ANALYSES[what]
 
 
@@ -120,22 +125,35 @@ def _attention(run: Run, asked: Asked) -> Any:
     return attention(run, **_given(asked, "prompt", "row", "layer", "head", "top"))
 
 
+def _readout(asked: Asked) -> Readout | None:
+    """What reads logits off the model's stream, with the texts of its tokens."""
+    if asked.model is None:
+        return None
+    from ..model_readout import readout_of
+    from ..models import load_model
+    from ..prompts import token_texts
+
+    quiet_transformers()
+    loaded = load_model(asked.model)
+    return readout_of(loaded.model, vocabulary=token_texts(loaded.tokenizer, range(len(loaded.tokenizer))))
+
+
 def _flow(run: Run, asked: Asked) -> Any:
     from ..analysis.flow import information_flow
 
-    return information_flow(run, **_given(asked, "prompt", "row"), model=_model(asked))
+    return information_flow(run, **_given(asked, "prompt", "row"), model=_readout(asked))
 
 
 def _lens(run: Run, asked: Asked) -> Any:
     from ..analysis.logit_lens import logit_lens
 
-    return logit_lens(run, **_given(asked, "prompt", "row", "top"), model=_model(asked))
+    return logit_lens(run, **_given(asked, "prompt", "row", "top"), model=_readout(asked))
 
 
 def _attribution(run: Run, asked: Asked) -> Any:
     from ..analysis.attribution import logit_attribution
 
-    return logit_attribution(run, **_given(asked, "prompt", "row", "token", "against"), model=_model(asked))
+    return logit_attribution(run, **_given(asked, "prompt", "row", "token", "against"), model=_readout(asked))
 
 
 def _features(run: Run, asked: Asked) -> Any:

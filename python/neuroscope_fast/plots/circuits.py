@@ -169,13 +169,14 @@ def graph_figure(graph: CircuitGraph, run_name: str) -> Figure:
             ("#CFE4F2", "attention"),
             ("#FBE3B8", "MLP"),
             (CATEGORIES[0], f"edge: adds to what is met, widest {most:.2f}"),
-            (CATEGORIES[4], "dashed: takes from it; thick frame: differs significantly"),
+            (CATEGORIES[4], "dashed edge: takes from what is met"),
+            ("black", "thick frame: differs significantly"),
         ],
     )
     edges = f"edges from {graph.least_share:g}"
     if len(drawn_links) < len(graph.links):
         edges = f"the {MOST_EDGES} strongest of {len(graph.links)} edges"
-    axes.set_title(f"{graph.note}; {edges}", fontsize=8, color="0.3")
+    axes.set_title(f"{graph.note}\n{edges}; 11.3: layer.head", fontsize=8, color="0.3")
     return drawn
 
 
