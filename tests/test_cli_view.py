@@ -25,7 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_view_serves_until_it_is_interrupted(folder: Path) -> None:
     process = subprocess.Popen(
-        command("view", folder),
+        ["env", "--default-signal=INT", *command("view", folder)],  # a job in the background has it ignored
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -61,7 +61,12 @@ raise SystemExit(main(%r))
 def looked_at(*arguments: str) -> subprocess.CompletedProcess[str]:
     script = BROWSER % (["view", *arguments, "--open"],)
     return subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=False, env=environment(), timeout=120
+        ["env", "--default-signal=INT", sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment(),
+        timeout=120,
     )
 
 
