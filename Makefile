@@ -31,7 +31,7 @@ demo: $(VENV)/.installed
 test: cpp-test python-test
 
 python-test: $(VENV)/.installed
-	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 # NSF_TESTS=REQUIRED (CI) fails where GoogleTest is missing; ON says so and goes on.
 NSF_TESTS ?= ON
