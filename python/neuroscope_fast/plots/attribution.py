@@ -78,7 +78,7 @@ def _grid(drawn: Figure, axes: Axes, found: Attribution, number: int) -> None:
         values, aspect="auto", origin="lower", cmap=DIVERGING, vmin=-limit, vmax=limit, interpolation="nearest"
     )
     axes.set_facecolor("0.75")  # of a head that was not captured; white is a share of 0
-    axes.set_title("Heads (grey: not captured)" if len(finite) < values.size else "Heads", fontsize=10)
+    axes.set_title("Heads (grey: no share is known)" if len(finite) < values.size else "Heads", fontsize=10)
     axes.set_xlabel("head")
     axes.set_ylabel("layer")
     step = max(1, -(-values.shape[1] // 32))
