@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from .errors import OptionError
+
 _MEMINFO = Path("/proc/meminfo")
 _OWN_CGROUP = Path("/proc/self/cgroup")
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -23,6 +25,17 @@ def _of_machine() -> int | None:
         if name == "MemAvailable" and value.split()[:1] and value.split()[0].isdigit():
             return int(value.split()[0]) * 1024
     return None
+
+
+def refuse_too_large_a_ring(ring_bytes: int) -> None:
+    """Raises OptionError where there is not so much memory: it is taken as it is used, and better to say so now than to
+    be killed then.
+    """
+    available = available_bytes()
+    if available is not None and ring_bytes > available:
+        raise OptionError(
+            f"there is no memory for a ring of {ring_bytes} bytes: {available} are available; lower ring_bytes"
+        )
 
 
 def _of_control_groups() -> list[int]:

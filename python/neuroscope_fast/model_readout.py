@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from .manifest import replace_files
 from .model_components import Component, ModelComponents
 from .model_ends import output_heads, token_embeddings
 from .module_tree import Kind, Node
-from .readout import READOUT_FILE, LayerReadout, Linear, Readout, encode_readout
+from .readout import READOUT_FILE, LayerReadout, Linear, Readout, put_readout
 from .readout_formulas import factor_between, linear_weights, norm_formula, scale_and_cap
 
 if TYPE_CHECKING:
@@ -55,8 +56,7 @@ def write_readout(
     model: nn.Module, folder: Path, layers: Collection[str] | None = None, vocabulary: Sequence[str] = ()
 ) -> Path:
     """`readout_of`, written to `readout.safetensors` in `folder` in one step: gives its path. Raises OSError too."""
-    readout = readout_of(model, layers, vocabulary)
-    replace_files(folder, {READOUT_FILE: encode_readout(readout)})
+    put_readout(readout_of(model, layers, vocabulary), partial(replace_files, folder))
     return folder / READOUT_FILE
 
 

@@ -74,6 +74,11 @@ class Run:
         self._records: dict[str, list[Record] | msgspec.Raw] = {**metadata.activations, **(undecoded or {})}
 
     @property
+    def name(self) -> str:
+        """The name of its folder."""
+        return "run in memory" if self.path is None else self.path.resolve().name
+
+    @property
     def hooks(self) -> list[str]:
         """The hook ids, in the order in which they were asked for."""
         return list(self._records)

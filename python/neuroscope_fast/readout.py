@@ -9,7 +9,7 @@ the file; this module is what is in it, and reads it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -217,6 +217,22 @@ class _Reader:
 
     def _error(self, problem: str) -> RunError:
         return RunError(f"{self._path} is no readout: {problem}")
+
+
+def put_readout(readout: Readout, write: Callable[[dict[str, Iterator[bytes | memoryview]]], object]) -> int:
+    """Hand the file, by its name, to what writes files in pieces. Gives the CRC-32C of its bytes."""
+    from . import _core
+
+    checksum = 0
+
+    def pieces() -> Iterator[bytes | memoryview]:
+        nonlocal checksum
+        for piece in encode_readout(readout):
+            checksum = _core.crc32c(piece, checksum)
+            yield piece
+
+    write({READOUT_FILE: pieces()})
+    return checksum
 
 
 def encode_readout(readout: Readout) -> Iterator[bytes | memoryview]:

@@ -174,7 +174,6 @@ def _cut(folder: Path, metadata: Metadata, manifest: Manifest, prompts: list[Pro
     manifest = replace(
         manifest,
         status="complete" if manifest.status == "complete" else "interrupted",
-        cause=manifest.cause,
         checksums=Checksums.of(checksums),
         dropped=dropped,
         counters=replace(

@@ -20,14 +20,11 @@ from .durability import parse_durability
 from .environment import float8_rules, model_info, versions
 from .errors import CaptureError, CaptureWarning, OptionError
 from .manifest import INDEX_FILE, MANIFEST_FILE, Counters, Manifest, Resumption, Status, encode_index, encode_manifest
-from .memory import available_bytes
+from .memory import refuse_too_large_a_ring
 from .options import CaptureOptions
 from .prompt_log import texts_of
 from .prompt_recorder import PromptRecorder
-from .records import (
-    Metadata,
-    encode_metadata,
-)
+from .records import Metadata, encode_metadata
 from .repair import recover_run
 from .resume import Earlier, cut_back, look_back
 from .run_directory import RunDirectory, metadata_file_name, report_file_name
@@ -47,6 +44,15 @@ _UNKNOWN_GRAPH = (
     "a CUDA graph that had been captured before the block was replayed in it: if hooked modules are part of it, what "
     "they computed there is not in the run; capture the graph inside the block, with torch.cuda.graph"
 )
+
+
+@contextlib.contextmanager
+def _resuming(folder: Path) -> Iterator[None]:
+    """What the system refuses, as a CaptureError."""
+    try:
+        yield
+    except OSError as error:
+        raise CaptureError(f"{error.filename or folder} cannot be resumed: {error.strerror}") from error
 
 
 class RunningCapture:
@@ -81,7 +87,7 @@ class RunningCapture:
         self._earlier: Earlier | None = None
         e4m3_saturates, e5m2_saturates = float8_rules()
         durability = parse_durability(options.durability)
-        _refuse_too_large_a_ring(options.ring_bytes)
+        refuse_too_large_a_ring(options.ring_bytes)
         if out is not None:
             if resume and (out / MANIFEST_FILE).exists():
                 recover_run(out)
@@ -127,10 +133,8 @@ class RunningCapture:
 
     def _resume(self, folder: Path) -> None:
         """Take the prompts of the run in `folder` that are whole as the beginning of this one."""
-        try:
+        with _resuming(folder):
             earlier = look_back(folder, self.manifest)
-        except OSError as error:
-            raise CaptureError(f"{error.filename or folder} cannot be resumed: {error.strerror}") from error
         self._earlier = earlier
         before = earlier.manifest
         resumption = Resumption(
@@ -171,20 +175,14 @@ class RunningCapture:
         self._compiled.forget_code()
         self._observer.graphs.start(self._observer)
         if self._directory is not None:
-            self._cut_back(self._directory.path)  # what could be wrong with the capture has been said: now it begins
+            if self._earlier is not None:
+                with _resuming(self._directory.path):
+                    cut_back(self._directory.path, self._earlier)  # what could be wrong with the capture has been said
             self._directory.write_manifest(self.manifest)
 
-    def _cut_back(self, folder: Path) -> None:
-        if self._earlier is not None:
-            try:
-                cut_back(folder, self._earlier)
-            except OSError as error:
-                raise CaptureError(f"{error.filename or folder} cannot be resumed: {error.strerror}") from error
-
     def _store_readout(self, directory: RunDirectory, model: nn.Module, vocabulary: Sequence[str]) -> None:
-        from . import _core
         from .model_readout import readout_of
-        from .readout import READOUT_FILE, encode_readout
+        from .readout import READOUT_FILE, put_readout
 
         heads = [
             each.hook.output.module
@@ -193,16 +191,7 @@ class RunningCapture:
             and each.hook.spec.reduction is None
             and each.hook.output is not None
         ]
-        checksum = 0
-
-        def pieces() -> Iterator[bytes | memoryview]:
-            nonlocal checksum
-            for piece in encode_readout(readout):
-                checksum = _core.crc32c(piece, checksum)
-                yield piece
-
-        readout = readout_of(model, heads, vocabulary)
-        directory.write({READOUT_FILE: pieces()})
+        checksum = put_readout(readout_of(model, heads, vocabulary), directory.write)
         self.manifest.file_checksums = {READOUT_FILE: f"{checksum:08x}"}
 
     def cancel(self) -> None:
@@ -394,12 +383,3 @@ class RunningCapture:
         if drops := counters.drops:
             lines.append(f"records dropped because the ring was full: {drops}")
         return lines
-
-
-def _refuse_too_large_a_ring(ring_bytes: int) -> None:
-    """Its memory is taken as it is used: better to say now that there is not enough than to be killed then."""
-    available = available_bytes()
-    if available is not None and ring_bytes > available:
-        raise OptionError(
-            f"there is no memory for a ring of {ring_bytes} bytes: {available} are available; lower ring_bytes"
-        )

@@ -7,6 +7,7 @@ anywhere is begun again.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
@@ -47,14 +48,10 @@ def repair_shard(folder: Path, name: str, journal: Journal, crc32c: Crc32c) -> d
     end = kept[-1].end if kept else 0
     if size - data_start - end >= ALIGNMENT:
         end = size - data_start
-    header = _header(journal.dtype.header, kept, end)
-    if 8 + len(header) > data_start:
-        raise RunError(f"{path} has no room for a header of {len(header)} bytes: its journal is not that of its writer")
     if data_start > LARGEST_HEADER:
         raise RunError(f"{path} would have a header of {data_start} bytes: its journal is not that of its writer")
-    padded = header.ljust(data_start - 8)
-    parse_header(padded, data_start, data_start + end, str(path))  # nothing is written that a reader would refuse
-    front = (data_start - 8).to_bytes(8, "little") + padded
+    entries = [(record.key, record.shape, record.begin, record.end) for record in kept]
+    front = shard_front(path, journal.dtype.header, entries, data_start, end)
     try:
         _write(path, front, data_start + end)
         os.rename(path, folder / name)
@@ -65,17 +62,31 @@ def repair_shard(folder: Path, name: str, journal: Journal, crc32c: Crc32c) -> d
     return lost
 
 
-def _header(dtype: str, kept: list[JournalRecord], end: int) -> bytes:
+def shard_front(
+    path: Path, dtype: str, kept: Iterable[tuple[str, tuple[int, ...], int, int]], data_start: int, end: int
+) -> bytes:
+    """The first `data_start` bytes of a shard with these tensors (key, shape, begin, end), in their order, and `end`
+    bytes of data: what is no tensor's is told of under keys of no hook. Raises RunError where the room is too small, or
+    a reader would refuse it.
+    """
+    header = _header(dtype, kept, end)
+    if 8 + len(header) > data_start:
+        raise RunError(f"{path} has no room for a header of {len(header)} bytes: it is not that of its writer")
+    padded = header.ljust(data_start - 8)
+    parse_header(padded, data_start, data_start + end, str(path))
+    return (data_start - 8).to_bytes(8, "little") + padded
+
+
+def _header(dtype: str, kept: Iterable[tuple[str, tuple[int, ...], int, int]], end: int) -> bytes:
     entries: dict[str, object] = {
         "__metadata__": {"format": "pt", "writer": "neuroscope-fast", "format_version": "1"},
     }
     at = 0
-    for record in kept:
-        if record.begin > at:
-            entries[f"{LOST_KEY}{at}"] = _lost(at, record.begin)
-        offsets = [record.begin, record.end]
-        entries[record.key] = {"dtype": dtype, "shape": list(record.shape), "data_offsets": offsets}
-        at = record.end
+    for key, shape, begin, stop in kept:
+        if begin > at:
+            entries[f"{LOST_KEY}{at}"] = _lost(at, begin)
+        entries[key] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, stop]}
+        at = stop
     if end > at:
         entries[f"{LOST_KEY}{at}"] = _lost(at, end)
     return msgspec.json.encode(entries)

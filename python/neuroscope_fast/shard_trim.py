@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Container
+from collections.abc import Container, Iterator
 from pathlib import Path
 
-import msgspec
-
 from .errors import RunError
-from .manifest import sync_folder
+from .manifest import replace_files, sync_folder
 from .recovery import LOST_KEY
-from .shard_file import Entry, ShardFile, parse_header
+from .shard_file import ShardFile
+from .shard_repair import shard_front
 
 _PIECE = 64 << 20  # bytes copied at once
 
@@ -32,52 +30,24 @@ def trim_shard(folder: Path, name: str, kept: Container[str]) -> None:
         path.unlink()
         sync_folder(folder)
         return
-    entries = sorted(shard.entries.items(), key=lambda item: (item[1].begin, item[1].end))
-    last = max(number for number, (key, _) in enumerate(entries) if key in kept)
-    data_start, end = entries[0][1].begin, entries[last][1].end
-    header = _header(entries[: last + 1], kept, data_start).ljust(data_start - 8)
-    if len(header) != data_start - 8:
-        raise RunError(f"{path} has no room for a header of {len(header)} bytes: it is not that of its writer")
-    parse_header(header, data_start, end, str(path))  # nothing is written that a reader would refuse
-    beside = folder / f"{name}.tmp"
-    try:
-        beside.unlink(missing_ok=True)
-        _copy(path, beside, (data_start - 8).to_bytes(8, "little") + header, end)
-        os.replace(beside, path)
-        sync_folder(folder)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        error.filename, error.filename2 = os.fspath(path), None
-        raise
+    stored = [(key, entry) for key, entry in shard.entries.items() if key in kept]
+    stored.sort(key=lambda item: (item[1].begin, item[1].end))
+    data_start = min(entry.begin for entry in shard.entries.values())
+    end = stored[-1][1].end
+    entries = [(key, entry.shape, entry.begin - data_start, entry.end - data_start) for key, entry in stored]
+    front = shard_front(path, stored[0][1].dtype.header, entries, data_start, end - data_start)
+    replace_files(folder, {name: _pieces(path, front, end)})
 
 
-def _header(entries: list[tuple[str, Entry]], kept: Container[str], data_start: int) -> bytes:
-    header: dict[str, object] = {
-        "__metadata__": {"format": "pt", "writer": "neuroscope-fast", "format_version": "1"},
-    }
-    at = 0  # up to here the header tells of all bytes; neighbours that go are told of as one
-    for key, entry in entries:
-        if key in kept:
-            begin, end = entry.begin - data_start, entry.end - data_start
-            if begin > at:
-                header[f"{LOST_KEY}{at}"] = {"dtype": "U8", "shape": [begin - at], "data_offsets": [at, begin]}
-            header[key] = {"dtype": entry.dtype.header, "shape": list(entry.shape), "data_offsets": [begin, end]}
-            at = end
-    return msgspec.json.encode(header)
-
-
-def _copy(source: Path, target: Path, front: bytes, end: int) -> None:
-    """The bytes of `source` up to `end`, with `front` in place of as many at their beginning; durable on return."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    with open(source, "rb") as before, open(os.open(target, flags, 0o666), "wb") as after:
-        after.write(front)
-        before.seek(len(front))
+def _pieces(path: Path, front: bytes, end: int) -> Iterator[bytes]:
+    """The bytes of a file up to `end`, with `front` in place of as many at their beginning."""
+    yield front
+    with open(path, "rb") as file:
+        file.seek(len(front))
         left = end - len(front)
         while left > 0:
-            piece = before.read(min(_PIECE, left))
+            piece = file.read(min(_PIECE, left))
             if not piece:
-                raise RunError(f"{source} is cut short: it has become smaller since it was opened")
-            after.write(piece)
+                raise RunError(f"{path} is cut short: it has become smaller since it was opened")
+            yield piece
             left -= len(piece)
-        after.flush()
-        os.fsync(after.fileno())

@@ -15,6 +15,7 @@ from .sequences import (
     Joined,
     Listed,
     Pattern,
+    heads_of,
     join,
     layer_number,
     layers_pattern,
@@ -73,7 +74,7 @@ def sources(run: Run) -> list[Source]:
             continue
         heads = None
         if first.reduction in HEAD_REDUCTIONS:
-            heads = list(range(first.shape[1])) if first.heads is None else list(first.heads)
+            heads = heads_of(first)
         prompts = frozenset(record.prompt for record in records)
         # A decoder beside an encoder reads a sequence of its own, which does not begin with the run's tokens.
         reads = not _DECODER.search(module) or run.manifest.model.class_name.endswith("ForCausalLM")

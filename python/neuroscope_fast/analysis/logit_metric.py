@@ -13,21 +13,23 @@ from ..reader import Run
 from . import sequences
 
 
+def told_tokens(run: Run, prompt: int) -> sequences.Tokens:
+    """The tokens of a prompt, to be run again. Raises RunError where the run holds none."""
+    tokens = sequences.tokens(run, prompt)
+    if not tokens.ids:
+        raise RunError(
+            "the run holds no tokens, so its prompts cannot be run again: give their token ids, or make the run "
+            "with nsf.generate"
+        )
+    return tokens
+
+
 def prompt_ids(run: Run, prompts: Sequence[int] | None = None) -> list[list[int]]:
     """The token ids of the prompts of a run, without what was generated; None: of all. Raises RunError where the run
     holds no tokens.
     """
     chosen = sequences.prompt_numbers(run) if prompts is None else prompts
-    found = []
-    for prompt in chosen:
-        tokens = sequences.tokens(run, prompt)
-        if not tokens.ids:
-            raise RunError(
-                "the run holds no tokens, so its prompts cannot be run again: give their token ids, or make the run "
-                "with nsf.generate"
-            )
-        found.append(tokens.ids[: tokens.prompt_tokens])
-    return found
+    return [tokens.ids[: tokens.prompt_tokens] for tokens in (told_tokens(run, prompt) for prompt in chosen)]
 
 
 def last_logits(model: nn.Module, ids: Sequence[int]) -> torch.Tensor:

@@ -10,8 +10,9 @@ from torch import nn
 from ..errors import OptionError, RunError
 from ..reader import Run
 from .interventions import sites
+from .logit_metric import told_tokens
 from .patching import Patching, activation_patching
-from .sequences import Tokens, prompt_numbers, tokens
+from .sequences import Tokens, prompt_numbers
 
 DEFAULT_COMPONENTS = ("attention", "head_output", "mlp")
 
@@ -66,9 +67,7 @@ def patch_runs(
 
 
 def _tokens(run: Run, number: int) -> Tokens:
-    found = tokens(run, number)
-    if not found.ids:
-        raise RunError("patching needs the tokens of a run, and this one holds none: make it with nsf.generate")
+    found = told_tokens(run, number)
     if len(found.ids) <= found.prompt_tokens:
         raise RunError(f"prompt {number} has no generated token to be the answer: generate one at least")
     return found

@@ -201,7 +201,7 @@ def pattern(run: Run, hook_id: str, prompt: int = 0, row: int = 0, *, first: int
         weights[:, at : at + len(step.positions), _slice(seen.positions)] = values[:, :, _slice(seen.places)]
         at += len(step.positions)
     order = _order(positions, hook_id, prompt)
-    heads = [] if record.reduction else list(range(count)) if record.heads is None else list(record.heads)
+    heads = [] if record.reduction else heads_of(record)
     if not np.array_equal(order, np.arange(len(order))):
         weights = weights[:, order]
     return Pattern(positions[order], heads, weights)
@@ -210,8 +210,7 @@ def pattern(run: Run, hook_id: str, prompt: int = 0, row: int = 0, *, first: int
 def listed(run: Run, hook_id: str, prompt: int = 0, row: int = 0) -> Listed:
     """What the reduction `top_k` holds of one sequence, prefill and decode joined.
 
-    Raises
-    RunError as `join` does, and for hooks of another kind.
+    Raises RunError as `join` does, and for hooks of another kind.
     """
     records = index_of(run).records(hook_id, prompt)
     if not records or records[0].reduction != "top_k":
@@ -233,8 +232,14 @@ def listed(run: Run, hook_id: str, prompt: int = 0, row: int = 0) -> Listed:
         at += len(chosen)
     keys[weights == 0] = -1  # which key it is says nothing
     order = _order(positions, hook_id, prompt)
-    numbers = list(range(heads)) if records[0].heads is None else list(records[0].heads)
-    return Listed(positions[order], numbers, keys[order].transpose(1, 0, 2), weights[order].transpose(1, 0, 2))
+    return Listed(
+        positions[order], heads_of(records[0]), keys[order].transpose(1, 0, 2), weights[order].transpose(1, 0, 2)
+    )
+
+
+def heads_of(record: Record) -> list[int]:
+    """The numbers of the heads that a pattern, or a reduction of its keys, holds on its second axis."""
+    return list(range(record.shape[1])) if record.heads is None else list(record.heads)
 
 
 class _Step(NamedTuple):

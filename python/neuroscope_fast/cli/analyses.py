@@ -100,11 +100,6 @@ def numbers(text: str | None, option: str) -> list[int] | None:
     return found
 
 
-def run_name(run: Run) -> str:
-    """What pictures call it."""
-    return run.path.name if run.path is not None else "a run in memory"
-
-
 def _given(asked: Asked, *names: str) -> dict[str, Any]:
     """Of these options those that were given."""
     return {name: value for name in names if (value := getattr(asked, name)) is not None}

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from ..reader import Run, open_run
-from .analyses import Asked, analysis_of, run_name
+from .analyses import Asked, analysis_of
 from .capture import print_speed, run_generation
 from .console import JsonOption, console, line, print_json
 from .show import print_summary
@@ -89,8 +89,8 @@ def _draw_pictures(run: Run, heads: object) -> dict[Path, str]:
     folder.mkdir(exist_ok=True)
     lens = analysis_of("lens")
     scores, words, page = folder / "heads.png", folder / "logit_lens.png", folder / "attention.html"
-    save(analysis_of("attention").figures["scores"](run, heads, run_name(run), Asked()), scores)
-    save(lens.figures["lens"](run, lens.run(run, Asked()), run_name(run), Asked()), words)
+    save(analysis_of("attention").figures["scores"](run, heads, run.name, Asked()), scores)
+    save(lens.figures["lens"](run, lens.run(run, Asked()), run.name, Asked()), words)
     write(page, attention_page(run).encode())
     return {
         page: "every head's attention, for a browser",

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..errors import OptionError
-from .analyses import HEAD, Asked, analyse, analysis_of, check_options, numbers, run_name
+from .analyses import HEAD, Asked, analyse, analysis_of, check_options, numbers
 from .analysis_options import (
     AgainstOption,
     ComponentOption,
@@ -117,7 +117,7 @@ def plot(  # noqa: PLR0917 - each is an option of the command line
     check_suffix(out)  # before the work
     check_options(what, asked)
     opened, result = (open_quietly(run), None) if chosen == HEAD else analyse(run, what, asked)
-    save(analysis.figures[chosen](opened, result, run_name(opened), asked), out)
+    save(analysis.figures[chosen](opened, result, opened.name, asked), out)
     line(console(), str(out))
     if opened.notice:
         say(f"note: {opened.notice}")

@@ -54,9 +54,8 @@ def load(run: Run, hook_id: str, prompt: int, row: int) -> Weights:
         return Weights(listed.heads, listed.queries, listed.weights, listed.keys.astype(np.int32), first.dtype)
     if first.reduction in PER_QUERY:
         joined = sequences.join(run, hook_id, prompt, row)  # [T, H]
-        heads = list(range(first.shape[1])) if first.heads is None else list(first.heads)
         values = np.ascontiguousarray(joined.values.T, np.float32)
-        return Weights(heads, joined.positions, values, None, first.dtype)
+        return Weights(sequences.heads_of(first), joined.positions, values, None, first.dtype)
     whole = sequences.pattern(run, hook_id, prompt, row)
     return Weights(whole.heads, whole.queries, whole.weights, None, first.dtype)
 

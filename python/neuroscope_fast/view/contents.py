@@ -65,7 +65,7 @@ def contents_of(run: Run) -> dict[str, Any]:
         if entry["prompts"] == held:
             entry["prompts"] = None  # all of them: runs have thousands
     return {
-        "run": run_name(run),
+        "run": run.name,
         "model": _model(run),
         "dtype": ", ".join(sorted({entry["dtype"] for entry in entries})),
         "layers": _layers(entries),
@@ -73,11 +73,6 @@ def contents_of(run: Run) -> dict[str, Any]:
         "groups": groups,
         "prompts": _prompts(run, held),
     }
-
-
-def run_name(run: Run) -> str:
-    """The name of its folder."""
-    return "run in memory" if run.path is None else run.path.resolve().name
 
 
 def tokens_of(run: Run, prompt: int, row: int) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from typing import Any
 from ..errors import OptionError, RunError, one_line
 from ..reader import Run
 from .blocks import block, load, thumbnails
-from .contents import contents_of, run_name, tokens_of
+from .contents import contents_of, tokens_of
 
 LARGEST_PAGE = 64 << 20
 """Bytes of attention in one file; above, browsers open it slowly or not at all."""
@@ -106,7 +106,7 @@ def _stored_bytes(run: Run, contents: dict[str, Any]) -> int:
 def _need_room(run: Run, size: int) -> None:
     if size > LARGEST_PAGE:
         raise RunError(
-            f"the attention of {run_name(run)} is more than the {LARGEST_PAGE >> 20} MiB that one page can hold: look "
+            f"the attention of {run.name} is more than the {LARGEST_PAGE >> 20} MiB that one page can hold: look "
             f"at it with `neuroscope-fast view {run.path or 'RUN'}`, or choose fewer prompts"
         )
 
