@@ -30,11 +30,16 @@ def hook_state(model: nn.Module) -> dict[str, list[Any]]:
         "_forward_hooks_always_called",
         "_backward_hooks",
     )
-    return {
+    found = {
         f"{path}.{name}": list(getattr(module, name).items())
         for path, module in model.named_modules()
         for name in names
     }
+    calls = {
+        f"{path}.call": [type(vars(module).get("_compiled_call_impl")).__name__ == "TappedCall"]
+        for path, module in model.named_modules()
+    }
+    return found | calls
 
 
 @pytest.fixture

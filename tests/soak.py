@@ -50,7 +50,10 @@ def held() -> dict[str, int]:
 
 
 def hook_count(model: nn.Module) -> int:
-    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
+    return sum(
+        len(module._forward_hooks) + len(module._forward_pre_hooks) + ("_compiled_call_impl" in vars(module))
+        for module in model.modules()
+    )
 
 
 def run_model(model: nn.Module, steps: int) -> None:

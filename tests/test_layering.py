@@ -50,6 +50,8 @@ LAYERS = [
     {"attention_math"},
     {"attention_modules", "module_tree", "model_ends", "model_components", "nearest", "model_map", "pass_inputs"},
     {
+        "background_sync",
+        "module_calls",
         "attachment",
         "attention_attach",
         "attention_check",

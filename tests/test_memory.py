@@ -59,6 +59,7 @@ def test_a_ring_larger_than_the_memory_is_refused(system: Path, tmp_path: Path) 
     with pytest.raises(nsf.OptionError, match="no memory for a ring of 1048576 bytes: 100000 are available; lower"):
         capture.__enter__()
     assert not model[0]._forward_hooks
+    assert "_compiled_call_impl" not in vars(model[0])
     assert not out.exists()
     with nsf.capture(model, [place], out=out, ring_bytes=1 << 16, block_bytes=4096):
         model(torch.ones(1, 2, 4))

@@ -67,6 +67,13 @@ class Session:
         description: str,
         rules: list[Any],
     ) -> Callable[..., None]: ...
+    def tapped_call(
+        self,
+        module: Any,
+        before: tuple[Callable[..., None], ...],
+        after: tuple[Callable[..., None], ...],
+        to_hooks: Callable[[], None],
+    ) -> Callable[..., Any]: ...
     def computed_tap(
         self,
         index: int,

@@ -8,7 +8,7 @@ streams of that place.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -126,6 +126,7 @@ def attach_taps(model: nn.Module, plan: Plan, session: Session, attachment: Atta
     encoder = encoder_of(model)
     encoder_modules = {id(module) for module in encoder.modules()} if encoder is not None else set()
     head = getattr(model, "get_output_embeddings", lambda: None)()
+    tapped: dict[str, tuple[nn.Module, list[Callable[..., None]], list[Callable[..., None]]]] = {}
     for index, tap in enumerate(plan.taps):
         if tap.place.side == "attention":
             continue
@@ -144,10 +145,10 @@ def attach_taps(model: nn.Module, plan: Plan, session: Session, attachment: Atta
             rules=native_rules(tap),
         )
         compiled.add_tap(module, native, tap.place)
-        if is_input:
-            attachment.add_pre_hook(module, native)
-        else:
-            attachment.add_hook(module, native)
+        _, before, after = tapped.setdefault(tap.place.module, (module, [], []))
+        (before if is_input else after).append(native)
+    for path, (module, before, after) in tapped.items():
+        attachment.add_taps(module, path, session, before, after)
     if any(tap.place.side == "attention" for tap in plan.taps):
         from .attention_attach import attach_attention
 

@@ -257,10 +257,13 @@ def replace_file(path: Path, data: bytes) -> None:
     replace_files(path.parent, {path.name: data})
 
 
-def replace_files(folder: Path, files: Mapping[str, bytes | Iterable[bytes | memoryview]]) -> None:
+def replace_files(
+    folder: Path, files: Mapping[str, bytes | Iterable[bytes | memoryview]], *, durable: bool = True
+) -> None:
     """Writes files of a folder so that a reader, or a crash, finds of each the old bytes or the new ones. All are
-    durable on return, for the price of one synchronisation of the folder. What is too large for memory can come in
-    pieces. Raises OSError with the `filename`.
+    durable on return, for the price of one synchronisation of the folder; without `durable` that is left to the caller,
+    and a crash may leave nothing where nothing was. What is too large for memory can come in pieces. Raises OSError
+    with the `filename`.
     """
     at = folder
     beside = {folder / name: folder / f"{name}.tmp" for name in files}
@@ -271,11 +274,13 @@ def replace_files(folder: Path, files: Mapping[str, bytes | Iterable[bytes | mem
             with open(os.open(beside[at], os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), "wb") as file:
                 file.writelines([data] if isinstance(data, bytes) else data)
                 file.flush()
-                os.fsync(file.fileno())
+                if durable:
+                    os.fsync(file.fileno())
         for at, temporary in beside.items():
             os.replace(temporary, at)
         at = folder
-        sync_folder(folder)
+        if durable:
+            sync_folder(folder)
     except BaseException as error:
         for temporary in beside.values():
             with contextlib.suppress(OSError):

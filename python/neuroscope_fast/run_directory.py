@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from .background_sync import BackgroundSync
 from .errors import CaptureError, OptionError, RunError
 from .files import open_regular, read_regular
 from .manifest import (
@@ -19,7 +20,6 @@ from .manifest import (
     decode_manifest,
     encode_manifest,
     replace_files,
-    sync_folder,
 )
 from .prompt_log import LINE_BEGIN, PROMPTS_FILE
 from .readout import READOUT_FILE
@@ -70,12 +70,11 @@ def lock_folder(path: Path, *, must: bool = False) -> int:
     return descriptor
 
 
-def _make_folder(path: Path) -> None:
-    """With the folders above it; all that are new are durable in theirs."""
+def _make_folder(path: Path) -> list[Path]:
+    """With the folders above it. The folders that have a new one in them, which is not durable there yet."""
     new = [each for each in (path, *path.parents) if not each.exists()]
     path.mkdir(parents=True, exist_ok=True)
-    for each in reversed(new):
-        sync_folder(each.parent)
+    return [each.parent for each in reversed(new)]
 
 
 def is_metadata_file(name: str) -> bool:
@@ -121,8 +120,9 @@ class RunDirectory:
         """
         self.path = path
         self.metadata_file = metadata_file
+        self._beginning: BackgroundSync | None = None
         try:
-            _make_folder(path)
+            self._not_durable = _make_folder(path)
             self._descriptor = lock_folder(path)
         except OSError as error:
             raise CaptureError(f"cannot create the run directory {path}: {error.strerror}") from error
@@ -164,14 +164,35 @@ class RunDirectory:
             if entry.is_file() and (entry.name in names or _SHARD.fullmatch(entry.name))
         )
 
+    def begin(self, manifest: Manifest) -> None:
+        """Write the first manifest. It, and the folder, become durable behind the model's back: see `settle`."""
+        file = self.path / MANIFEST_FILE
+        if file.exists():  # of what was captured earlier: what replaces it must be whole on the disk first
+            self.write_manifest(manifest)
+        else:
+            self.write({MANIFEST_FILE: encode_manifest(manifest)}, durable=False)
+            self._not_durable += [file, self.path]
+        if self._not_durable:
+            self._beginning = BackgroundSync(self._not_durable)
+
+    def settle(self, patience: float = 0) -> None:
+        """Return when what `begin` wrote is durable. Raises CaptureError, as `BackgroundSync.wait` does."""
+        if self._beginning is not None:
+            self._beginning.wait(patience)
+
+    @property
+    def settled(self) -> bool:
+        """Whether `settle` has nothing to wait for."""
+        return self._beginning is None or self._beginning.ended
+
     def write_manifest(self, manifest: Manifest) -> None:
         """Replace `capture.json` in one step."""
         self.write({MANIFEST_FILE: encode_manifest(manifest)})
 
-    def write(self, files: Mapping[str, bytes | Iterable[bytes | memoryview]]) -> None:
+    def write(self, files: Mapping[str, bytes | Iterable[bytes | memoryview]], *, durable: bool = True) -> None:
         """Replace files of the run, each in one step. Raises CaptureError."""
         try:
-            replace_files(self.path, files)
+            replace_files(self.path, files, durable=durable)
         except OSError as error:
             raise CaptureError(f"cannot write {error.filename}: {error.strerror}") from error
 

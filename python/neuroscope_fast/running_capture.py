@@ -178,7 +178,7 @@ class RunningCapture:
             if self._earlier is not None:
                 with _resuming(self._directory.path):
                     cut_back(self._directory.path, self._earlier)  # what could be wrong with the capture has been said
-            self._directory.write_manifest(self.manifest)
+            self._directory.begin(self.manifest)
 
     def _store_readout(self, directory: RunDirectory, model: nn.Module, vocabulary: Sequence[str]) -> None:
         from .model_readout import readout_of
@@ -231,6 +231,8 @@ class RunningCapture:
 
     def sync(self) -> None:
         """Return when everything so far is durable. Raises CaptureError."""
+        if self._directory is not None:
+            self._directory.settle(self.options.patience)
         self.session.sync()
         self.prompts.sync()
 
@@ -244,31 +246,24 @@ class RunningCapture:
         on_error='detach' that is a CaptureWarning, and `result` has what is whole. An interrupt while the ring drains
         is raised when all is written.
         """
-        interrupt: KeyboardInterrupt | None = None
         with self._lock:
             if self.finished or os.getpid() != self._process:  # a forked child must not touch the parent's files
                 return
-            failure: CaptureError | None = None
-            while True:
-                try:
-                    self._detach()
-                    self.session.close()
-                    break
-                except CaptureError as error:
-                    failure, status, cause = error, "failed", str(error)
-                    break
-                except KeyboardInterrupt as error:  # kept until all is done: a hook left behind would outlive us
-                    interrupt = error
-            if interrupt is not None and status == "complete":
+            failure, interrupt = self._stop()
+            if failure is not None:
+                status, cause = "failed", str(failure)
+            elif interrupt is not None and status == "complete":
                 status, cause = "interrupted", "KeyboardInterrupt"
             if self.session.detached_by:
                 status, cause = "failed", self.session.detached_by
-            if not self.session.hung:  # else what is written beside the shards would wait where these do
+            # On a disk that does not answer, what is written beside the shards would wait too.
+            hung = self.session.hung or (self._directory is not None and not self._directory.settled)
+            if not hung:
                 self.prompts.finish(ended=status == "complete")
             if self.prompts.failure is not None and failure is None:
                 failure, status, cause = self.prompts.failure, "failed", str(self.prompts.failure)
             try:
-                if self.session.hung:
+                if hung:
                     self.manifest = msgspec.structs.replace(self.manifest, status="failed", cause=cause)
                 else:
                     self._write(status, cause)
@@ -280,7 +275,7 @@ class RunningCapture:
             finally:
                 self.finished = True
                 self._observer = self._compiled = None
-                if not self.session.hung:  # the run is still being written, if its disk ever comes back
+                if not hung:  # the run is still being written, if its disk ever comes back
                     self.prompts.close()
                     if self._directory is not None:
                         self._directory.release()
@@ -290,6 +285,35 @@ class RunningCapture:
             warnings.warn(f"the capture is not whole: {failure}", CaptureWarning, stacklevel=3)
         if interrupt is not None:
             raise interrupt
+
+    def _stop(self) -> tuple[CaptureError | None, KeyboardInterrupt | None]:
+        """Take the hooks off and wait for all that is under way, whatever comes in between; returns what came."""
+        failure: CaptureError | None = None
+        interrupt: KeyboardInterrupt | None = None
+        for part in (self._take_off, self.session.close, self._settle):
+            while True:
+                try:
+                    part()
+                except CaptureError as error:
+                    failure = failure or error
+                except KeyboardInterrupt as error:  # kept until all is done: a hook left behind would outlive us
+                    interrupt = error
+                    continue
+                break
+        return failure, interrupt
+
+    def _take_off(self) -> None:
+        displaced = self._attachment.displaced()
+        self._detach()
+        if displaced:
+            raise CaptureError(
+                f"{', '.join(displaced)}: compiled in the block by Module.compile(), and then called outside a forward "
+                "pass of the model: such calls are not in the run; compile before the block"
+            )
+
+    def _settle(self) -> None:
+        if self._directory is not None and not self.session.hung:
+            self._directory.settle(self.options.patience)
 
     def _write_failure(self, cause: str) -> None:
         """The files beside the shards could not be written: say so in the manifest, if at least that can be."""
