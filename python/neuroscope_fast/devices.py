@@ -26,6 +26,10 @@ def open_devices(model: nn.Module, plan: Plan, session: Session) -> None:
     Raises CaptureError where a device, or the memory for it, cannot be had. A kernel that cannot be made is left to the
     tap that needs it.
     """
+    import torch
+
+    if not torch.cuda.is_initialized():
+        return  # so no tensor is on one
     found: dict[int, set[str]] = {}
     for parameter in model.parameters():
         if parameter.device.type == "cuda":
