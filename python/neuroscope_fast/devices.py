@@ -28,7 +28,7 @@ def open_devices(model: nn.Module, plan: Plan, session: Session) -> None:
     """
     import torch
 
-    if not torch.cuda.is_initialized():
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return  # so no tensor is on one
     found: dict[int, set[str]] = {}
     for parameter in model.parameters():

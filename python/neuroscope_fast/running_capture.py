@@ -46,6 +46,10 @@ _UNKNOWN_GRAPH = (
 )
 
 
+_FILLED_IN_A_SECOND = 1 << 30
+"""Bytes of a shard: any disk has made a small file durable long before such a one is full."""
+
+
 @contextlib.contextmanager
 def _resuming(folder: Path) -> Iterator[None]:
     """What the system refuses, as a CaptureError."""
@@ -179,6 +183,14 @@ class RunningCapture:
                 with _resuming(self._directory.path):
                     cut_back(self._directory.path, self._earlier)  # what could be wrong with the capture has been said
             self._directory.begin(self.manifest)
+            if self._acknowledges_soon():
+                self._directory.settle(self.options.patience)
+
+    def _acknowledges_soon(self) -> bool:
+        """Whether tensors may be acknowledged as durable before what the beginning wrote is."""
+        durability = parse_durability(self.options.durability)
+        fills_shards = not durability.at_close and self.options.shard_bytes < _FILLED_IN_A_SECOND
+        return fills_shards or durability.bytes > 0 or durability.seconds > 0
 
     def _store_readout(self, directory: RunDirectory, model: nn.Module, vocabulary: Sequence[str]) -> None:
         from .model_readout import readout_of
