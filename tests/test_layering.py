@@ -85,7 +85,7 @@ LAYERS = [
     {"capture"},
     {"demo"},
     {"models", "prompts", "sampling", "generate"},
-    {"capture_cost"},
+    {"capture_cost", "cost_report"},
     {"analysis"},
     {"plots"},
     {"view"},
