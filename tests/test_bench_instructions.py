@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+import sys
+from pathlib import Path
 
 import pytest
 from test_bench_questions import BENCH, run_quick
@@ -44,7 +46,10 @@ def test_a_profile_that_does_not_add_up_is_refused() -> None:
 
 
 @pytest.mark.skipif(shutil.which("valgrind") is None, reason="valgrind is not installed")
-@pytest.mark.skipif(shutil.which("cmake") is None, reason="cmake is not installed")
+@pytest.mark.skipif(
+    shutil.which("cmake") is None and not (Path(sys.executable).parent / "cmake").exists(),
+    reason="cmake is not installed",
+)
 @pytest.mark.skipif(not (BENCH.parent / "csrc").is_dir(), reason="there are no sources to build")
 def test_quick(tmp_path) -> None:
     results = run_quick("instructions", tmp_path)
