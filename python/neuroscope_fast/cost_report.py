@@ -159,7 +159,7 @@ def conclusion(disk: ContestantCost, places: int) -> str:
     ratio = disk.returned_ratio
     spread = f"{_percent(ratio.p20)} to {_percent(ratio.p80)}"
     if ratio.p20 <= 1 <= ratio.p80:
-        slower = f"makes generate no slower than this machine's own noise ({spread})"
+        slower = f"slows generate by {_percent(ratio.median)}, which is within this machine's noise ({spread})"
     elif ratio.median > 1:
         slower = f"makes generate {_percent(ratio.median)} slower until it returns ({spread})"
     else:
@@ -169,9 +169,9 @@ def conclusion(disk: ContestantCost, places: int) -> str:
     once = disk.entering_ms.median + disk.leaving_ms.median
     each = f"each of its {disk.tensors:,} tensors costs the passes {disk.tensor_us.median:.3g} µs"
     if disk.tensor_us.p20 <= 0:
-        each = f"what its {disk.tensors:,} tensors cost the passes is lost in that noise"
+        each = f"what its {disk.tensors:,} tensors cost the passes is lost in noise"
     return (
-        f"{what} {slower} and {_percent(disk.ended_ratio.median)} until all is durable; "
+        f"{what} {slower}, until all is durable by {_percent(disk.ended_ratio.median)}; "
         f"of that, {once:.0f} ms are paid once a capture, and {each}."
     )
 
