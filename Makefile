@@ -57,13 +57,13 @@ lint: $(VENV)/.lint
 	$(BIN)/mypy
 	cd $(VENV) && bin/python -m mypy.stubtest --allowlist ../tests/stubtest_allowlist.txt neuroscope_fast._core
 	@if command -v clang-format >/dev/null; then \
-		find csrc tests -name '*.cpp' -o -name '*.hpp' | xargs clang-format --dry-run --Werror; \
+		find csrc tests bench -name '*.cpp' -o -name '*.hpp' | xargs clang-format --dry-run --Werror; \
 	else echo "clang-format is not installed: the C++ format is not checked"; fi
 
 format: $(VENV)/.lint
 	$(BIN)/ruff check --fix python tests bench
 	$(BIN)/ruff format python tests bench
-	find csrc tests -name '*.cpp' -o -name '*.hpp' | xargs clang-format -i
+	find csrc tests bench -name '*.cpp' -o -name '*.hpp' | xargs clang-format -i
 
 clean:
 	rm -rf build dist

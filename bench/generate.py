@@ -28,7 +28,7 @@ SHARED_MEMORY = Path("/dev/shm")
 
 def places(folder: Path) -> Iterator[tuple[str, Path]]:
     """Where runs are written: the chosen disk, and memory that looks like one."""
-    from provenance import file_system
+    from neuroscope_fast.machine import file_system
 
     yield f"disk ({file_system(folder)})", folder
     if SHARED_MEMORY.is_dir():

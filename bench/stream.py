@@ -62,7 +62,7 @@ class Place:
 
     def __init__(self, folder: Path, load: Load):
         import torch
-        from raw_writes import aligned_copy
+        from neuroscope_fast.raw_writes import aligned_copy
         from stack import Stack
 
         self.folder, self.load = folder, load
@@ -119,7 +119,7 @@ class Place:
             return Contestant(name, lambda: captured(name, ring), lambda: self.check_capture(ring))
 
         def plain(name: str, *, direct: bool, threads: int = 1, part: int = 1, note: str = "") -> Contestant:
-            from raw_writes import check_file, write_file
+            from neuroscope_fast.raw_writes import check_file, write_file
 
             total = self.load.stored // part
 
@@ -142,7 +142,7 @@ class Place:
 
     def race(self, rounds: int, share: int) -> list[Row]:
         from harness import race
-        from raw_writes import has_direct_io
+        from neuroscope_fast.raw_writes import has_direct_io
 
         wanted = self.contestants(share)
         able = has_direct_io(self.folder)

@@ -136,7 +136,7 @@ def test_version(capsys: Capsys) -> None:
     assert done.out.startswith("neuroscope-fast ")
 
 
-@pytest.mark.parametrize("name", ["demo", "capture", "show", "report", "components", "verify", "doctor"])
+@pytest.mark.parametrize("name", ["demo", "capture", "show", "report", "components", "verify", "bench", "doctor"])
 def test_every_command_explains_itself(capsys: Capsys, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     assert f"\n  {name} " in run(capsys, "--help").out

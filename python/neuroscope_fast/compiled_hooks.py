@@ -14,8 +14,7 @@ import torch
 
 from .compiled_operators import Receiver, receivers
 from .pass_inputs import Reading, look_up, tokens_counted_by, tokens_seen_in
-
-_DEEPEST_NESTING = 16  # of containers in an output, as in the native taps
+from .tapped_tensor import input_tensor, output_tensor
 
 
 class Slot(NamedTuple):
@@ -106,16 +105,7 @@ def end(slot: Slot, module: Any, _args: Any, output: Any) -> None:
 def _trace_tap_input(slot: Slot, field: str, module: Any, args: Any, kwargs: Any) -> None:
     if id(module) != slot.module:
         return
-    if field:
-        value = kwargs.get(field, args[slot.argument] if slot.argument < len(args) else None)
-        _trace_tap(slot, value if isinstance(value, torch.Tensor) else None, "")
-        return
-    value = _first_tensor(args)
-    if value is None:
-        value = kwargs.get("hidden_states")
-        if not isinstance(value, torch.Tensor):
-            value = _first_tensor(kwargs)
-    _trace_tap(slot, value, "")
+    _trace_tap(slot, input_tensor(field, slot.argument, args, kwargs), "")
 
 
 @_hook(_trace_tap_input)
@@ -128,8 +118,7 @@ def tap_input(slot: Slot, _field: str, module: Any, args: Any, kwargs: Any) -> N
 def _trace_tap_output(slot: Slot, field: str, module: Any, _args: Any, output: Any) -> None:
     if id(module) != slot.module:
         return
-    value = _named_tensor(output, field) if field else _first_tensor(output)
-    _trace_tap(slot, value, _type_name(output))
+    _trace_tap(slot, output_tensor(field, output), _type_name(output))
 
 
 @_hook(_trace_tap_output)
@@ -153,27 +142,3 @@ def _type_name(value: Any) -> str:
         if type(value) is kind:
             return name
     return type(value).__name__
-
-
-def _first_tensor(value: Any, depth: int = 0) -> torch.Tensor | None:
-    """As the native taps look for it."""
-    if isinstance(value, torch.Tensor):
-        return value
-    if depth < _DEEPEST_NESTING:
-        items = value if isinstance(value, (tuple, list)) else value.values() if isinstance(value, dict) else ()
-        for item in items:
-            found = _first_tensor(item, depth + 1)
-            if found is not None:
-                return found
-    return None
-
-
-def _named_tensor(output: Any, field: str) -> torch.Tensor | None:
-    """As the native taps look for it: of fields without names the first tensor that is no scalar."""
-    if isinstance(output, tuple):
-        for item in output:
-            if isinstance(item, torch.Tensor) and item.dim() > 0:
-                return item
-        return None
-    found = output.get(field) if isinstance(output, dict) else getattr(output, field, None)
-    return found if isinstance(found, torch.Tensor) else None

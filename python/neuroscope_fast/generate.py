@@ -142,7 +142,7 @@ def generate(
             raise OptionError("dtype, device, revision and trust_remote_code are for a model that is loaded here")
         loaded = _given(model, tokenizer)
     encoded = [encode_prompt(loaded.tokenizer, prompt, number) for number, prompt in enumerate(asked, start=1)]
-    _check_lengths(loaded.model, encoded, max_new_tokens)
+    check_lengths(loaded.model, encoded, max_new_tokens)
     prepared = capture(
         loaded.model,
         specs,
@@ -172,8 +172,10 @@ def _given(model: Any, tokenizer: Any) -> LoadedModel:
     return LoadedModel(model, load_tokenizer(tokenizer))
 
 
-def _check_lengths(model: Any, prompts: list[EncodedPrompt], max_new_tokens: int) -> None:
-    """Beyond their last position, models with learned ones fail with an error that tells nothing."""
+def check_lengths(model: Any, prompts: list[EncodedPrompt], max_new_tokens: int) -> None:
+    """Raises OptionError for more tokens than the model has positions: beyond the last of them, models with learned
+    ones fail with an error that tells nothing.
+    """
     config = getattr(model, "config", None)
     if config is None or getattr(config, "is_encoder_decoder", False):
         return
@@ -237,7 +239,8 @@ def _generate_all(
         report(number, done)
         listener = _Listener(partial(report, number), done)
         try:
-            _generate_one(loaded, prompt, listener, arguments, None if seed is None else seed + number)
+            with seeded(None if seed is None else seed + number):
+                generate_tokens(loaded, prompt.tokens, arguments, streamer=listener)
         finally:  # an interrupted run tells how far it came
             cap.add_generation(
                 prompt.text,
@@ -251,23 +254,18 @@ def _generate_all(
     report(len(prompts), done)
 
 
-def _generate_one(
-    loaded: LoadedModel,
-    prompt: EncodedPrompt,
-    listener: _Listener,
-    arguments: dict[str, Any],
-    seed: int | None,
-) -> None:
+def generate_tokens(loaded: LoadedModel, prompt: list[int], arguments: dict[str, Any], **more: Any) -> torch.Tensor:
+    """The tokens [1, P + n] that `model.generate` ends with, those of the prompt included, where the model is."""
     import torch
 
     model: Any = loaded.model
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    tokens = torch.tensor([prompt.tokens], device=device)
-    with seeded(seed):
-        model.generate(
-            input_ids=tokens,
-            attention_mask=torch.ones_like(tokens),
-            streamer=listener,
-            **arguments,
-            **ending_arguments(model, loaded.tokenizer),
-        )
+    tokens = torch.tensor([prompt], device=device)
+    generated: torch.Tensor = model.generate(
+        input_ids=tokens,
+        attention_mask=torch.ones_like(tokens),
+        **arguments,
+        **ending_arguments(model, loaded.tokenizer),
+        **more,
+    )
+    return generated

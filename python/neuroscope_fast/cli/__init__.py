@@ -19,7 +19,7 @@ import typer
 
 from ..environment import package_version
 from ..errors import HookError, NeuroscopeError, OptionError
-from . import analyze, capture, components, demo, doctor, plot, recover, report, show, verify, view
+from . import analyze, bench, capture, components, demo, doctor, plot, recover, report, show, verify, view
 from .console import say
 
 PROGRAM = "neuroscope-fast"
@@ -45,6 +45,7 @@ for command in (
     recover.recover,
     analyze.analyze,
     plot.plot,
+    bench.bench,
     doctor.doctor,
 ):
     app.command()(command)

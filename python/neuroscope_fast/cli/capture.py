@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +15,7 @@ from ..options import CaptureOptions
 from ..spec import CAST_DTYPES
 from .console import JsonOption, console, line, print_json, say, size_text
 from .inputs import one_of, read_hooks, read_prompts, read_size
-from .loading import ModelOption, RevisionOption, TrustOption, quiet_transformers
+from .loading import ModelOption, RevisionOption, TrustOption, quiet_transformers, threads_for
 from .progress import GenerationMeter, generation_meter
 from .show import print_summary, print_warnings
 from .summary import RunSummary, summarise_run
@@ -172,7 +170,7 @@ def capture(
         "durability": durability,
         "patience": patience,
         "on_error": one_of(on_error, ("raise", "detach"), "--on-error"),
-        **_ring_options(read_size(ring, "--ring")),
+        **ring_options(read_size(ring, "--ring")),
         "shard_bytes": read_size(shard_size, "--shard-size"),
     }
     summary = run_generation(model, out, **arguments)
@@ -184,7 +182,7 @@ def capture(
     print_speed(summary)
 
 
-def _ring_options(ring: int) -> dict[str, int]:
+def ring_options(ring: int) -> dict[str, int]:
     """A small ring is cut into smaller blocks: each dtype fills one of its own, and one is being written."""
     blocks = min(CaptureOptions().block_bytes, ring // 4)
     return {"ring_bytes": ring, "block_bytes": max(blocks - blocks % _PAGE, _PAGE)}
@@ -200,7 +198,7 @@ def run_generation(model: str, out: Path, **arguments: Any) -> RunSummary:
     try:
         with (
             generation_meter(loading=embedded or os.path.isdir(model)) as meter,
-            _one_thread() if embedded else nullcontext(),
+            threads_for(model),
         ):
             run = generate(model, out=out, progress=meter, **arguments)
     except KeyboardInterrupt:
@@ -214,19 +212,6 @@ def run_generation(model: str, out: Path, **arguments: Any) -> RunSummary:
         seconds=round(meter.seconds, 6),
         tokens_per_second=round(meter.tokens_per_second, 3),
     )
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """The embedded model is too small to share among threads: waiting for each other takes them longer."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def print_speed(summary: RunSummary) -> None:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
+
+from ..models import EMBEDDED
 
 ModelOption = Annotated[
     str,
@@ -29,3 +33,19 @@ def quiet_transformers() -> None:
     quiet.disable_progress_bar()  # the Hub's too
     if sys.stderr.isatty() and "HF_HUB_DISABLE_PROGRESS_BARS" not in os.environ:
         enable_progress_bars()
+
+
+@contextmanager
+def threads_for(model: str) -> Iterator[None]:
+    """The embedded model is too small to share among threads: waiting for each other takes them longer."""
+    if model != EMBEDDED:
+        yield
+        return
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

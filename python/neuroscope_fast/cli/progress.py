@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _REFRESHES = 5  # a second: drawing must not take the model's time
 
 
-def _bar() -> Progress:
+def _bar(*, by_itself: bool = True) -> Progress:
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=None),
@@ -28,14 +28,16 @@ def _bar() -> Progress:
         console=Console(stderr=True, markup=False, highlight=False, emoji=False),
         disable=not sys.stderr.isatty(),
         transient=True,
+        auto_refresh=by_itself,
         refresh_per_second=_REFRESHES,
         expand=True,
     )
 
 
 @contextmanager
-def _shown(*, start: bool = True) -> Iterator[Progress]:
-    bar = _bar()
+def _shown(*, start: bool = True, by_itself: bool = True) -> Iterator[Progress]:
+    """`by_itself`: drawn from a thread of its own, now and then; else when it is told to."""
+    bar = _bar(by_itself=by_itself)
     try:
         if start and not bar.disable:
             bar.start()
@@ -126,6 +128,21 @@ def byte_meter(description: str, total: int) -> Iterator[Callable[[int], None]]:
             drawn = now
             rate = size_text(done / (now - start)) if now > start else "0 B"
             bar.update(task, completed=done, detail=f"{size_text(done)} of {size_text(total)}  {rate}/s")
+
+        yield advance
+
+
+@contextmanager
+def step_meter(description: str, total: int) -> Iterator[Callable[[], None]]:
+    """A bar for work that is timed: it is drawn only when what it gives is called, after each of so many steps."""
+    with _shown(by_itself=False) as bar:
+        task = bar.add_task(description, total=total, detail=f"0/{total}")
+        done = 0
+
+        def advance() -> None:
+            nonlocal done
+            done += 1
+            bar.update(task, completed=done, detail=f"{done}/{total}", refresh=True)
 
         yield advance
 

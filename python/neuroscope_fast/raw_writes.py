@@ -8,7 +8,7 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
-from harness import CheckError
+from .racing import CheckError, timed
 
 BLOCK_BYTES = 4 << 20
 
@@ -83,3 +83,23 @@ def check_file(path: Path, data: mmap.mmap, total: int, *, direct: bool, threads
         raise CheckError(str(error)) from error
     finally:
         path.unlink(missing_ok=True)
+
+
+def direct_write_seconds(folder: Path, total: int, *, rounds: int, patience: float) -> list[float]:
+    """How long it takes to bring `total` bytes, a multiple of BLOCK_BYTES, into a new file of `folder` by O_DIRECT, in
+    each of some rounds; as few as one, where a round takes longer than `patience` seconds.
+
+    The file is removed after each. Raises CheckError where it does not hold what was written.
+    """
+    data = aligned_copy(memoryview(os.urandom(BLOCK_BYTES)))
+    path = folder / f"plain-{os.getpid()}"
+    check_file(path, data, BLOCK_BYTES, direct=True, threads=1)
+    found: list[float] = []
+    for _ in range(rounds):
+        try:
+            found.append(timed(lambda: write_file(path, data, total, direct=True)))
+        finally:
+            path.unlink(missing_ok=True)
+        if found[-1] > patience:
+            break
+    return found
