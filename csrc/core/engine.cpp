@@ -3,7 +3,6 @@
 #include <pthread.h>
 
 #include <algorithm>
-#include <cstdio>
 #include <cstring>
 #include <utility>
 
@@ -147,50 +146,6 @@ void Engine::hand_over_all() {
     }
 }
 
-// Sends all that is stored to the writer, and a mark behind it. False, and nothing done, where a mark is on its way:
-// handing blocks over all the time would fill the ring with almost empty ones.
-bool Engine::start_sync() {
-    if (ring_.is_marked()) return false;
-    breaking([&] { hand_over_all(); });
-    ring_.mark();
-    ++marks_;
-    unsynced_ = 0;
-    return true;
-}
-
-void Engine::count_unsynced(std::uint64_t bytes) {
-    unsynced_ += std::max<std::uint64_t>(bytes, 1);  // an empty record is one too
-    const std::uint64_t limit = options_.durability.bytes;
-    // Where a mark is on its way the next record tries again.
-    if (limit > 0 && unsynced_ >= limit && memory_ == nullptr) start_sync();
-}
-
-// On a thread of its own.
-void Engine::sync_now_and_then() {
-    if (forked()) return;
-    const ProducerLock lock(*this);
-    if (closed_ || broken_ || worker_->failed() || unsynced_ == 0) return;
-    try {
-        start_sync();
-    } catch (const EngineError&) {
-        // broken_ has it for the next tap and for close().
-    }
-}
-
-void Engine::sync() {
-    check_process();
-    std::uint64_t wanted = 0;
-    for (bool sent = false; !sent;) {
-        wait_for_marks(wanted);  // the one that is on its way
-        const ProducerLock lock(*this);
-        check_usable();
-        sent = start_sync();
-        wanted = marks_;
-    }
-    wait_for_marks(wanted);
-    if (worker_->failed()) throw *worker_->failure();
-}
-
 Block& Engine::acquire_block(Lane& to, const Record& record, const Placement& placement,
                              RecordSource& source) {
     if (ring_.free_blocks() == 0) {
@@ -247,22 +202,6 @@ const std::string* Engine::intern_note(const std::string& note) {
     if (note.empty()) return nullptr;
     if (last_note_ == nullptr || *last_note_ != note) last_note_ = &*notes_.insert(note).first;
     return last_note_;
-}
-
-// Runs what would leave a record half stored if it failed.
-template <typename Action>
-void Engine::breaking(Action action) {
-    try {
-        action();
-        return;
-    } catch (const EngineError& error) {
-        if (!broken_) broken_ = error;
-    } catch (const std::bad_alloc&) {
-        if (!broken_) broken_ = EngineError("there was no memory left to store a record");
-    } catch (const std::exception& error) {
-        if (!broken_) broken_ = EngineError(std::string("a record could not be stored: ") + error.what());
-    }
-    throw *broken_;
 }
 
 void Engine::submit(const Origin& origin, const Kept& kept, DType target, DType computed) {
@@ -339,21 +278,6 @@ void Engine::store(const Origin& origin, const Kept& kept, DType target, DType c
         throw;
     }
     count_unsynced(record.bytes + (source.quantizes() ? scale.bytes : 0));
-}
-
-EngineError Engine::give_up() {
-    hung_.store(true, std::memory_order_relaxed);
-    char seconds[32];
-    std::snprintf(seconds, sizeof seconds, "%g", options_.patience);
-    return EngineError("nothing could be written for " + std::string(seconds) +
-                       " s: the disk or the network under " + options_.folder +
-                       " does not answer; once it does, recover the run");
-}
-
-void Engine::wait_for_marks(std::uint64_t count) {
-    if (worker_->wait_for_marks(count, patience())) return;
-    const ProducerLock lock(*this);
-    breaking([&] { throw give_up(); });
 }
 
 // What a block already says of a record that did not come to be.

@@ -18,9 +18,11 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <exception>
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <optional>
 #include <set>
 #include <string>
@@ -177,6 +179,7 @@ class Engine {
     void wait_for_marks(std::uint64_t count);
     EngineError give_up();
     void take_back(std::uint64_t sequence);
+    // Runs what would leave a record half stored if it failed: then nothing more is stored.
     template <typename Action>
     void breaking(Action action);
     const std::string* intern_note(const std::string& note);
@@ -221,5 +224,20 @@ class Engine {
     std::unique_ptr<Worker> worker_;  // uses ring, transfer and sink
     std::unique_ptr<Pulse> pulse_;    // last: it uses everything; null without Durability::seconds
 };
+
+template <typename Action>
+void Engine::breaking(Action action) {
+    try {
+        action();
+        return;
+    } catch (const EngineError& error) {
+        if (!broken_) broken_ = error;
+    } catch (const std::bad_alloc&) {
+        if (!broken_) broken_ = EngineError("there was no memory left to store a record");
+    } catch (const std::exception& error) {
+        if (!broken_) broken_ = EngineError(std::string("a record could not be stored: ") + error.what());
+    }
+    throw *broken_;
+}
 
 }  // namespace nsf

@@ -24,8 +24,12 @@ Journal::Journal(std::string path, DType dtype, std::uint64_t data_start) : file
     flush();
 }
 
-void Journal::put(std::uint64_t value, int bytes) {
-    for (int i = 0; i < bytes; ++i) buffer_.push_back(static_cast<char>(value >> (8 * i) & 0xFFU));
+void Journal::put(std::uint64_t value, std::size_t bytes) {
+    char little_endian[8];
+    for (std::size_t i = 0; i < sizeof little_endian; ++i) {
+        little_endian[i] = static_cast<char>(value >> (8 * i) & 0xFFU);  // compiles to one store
+    }
+    buffer_.append(little_endian, bytes);
 }
 
 void Journal::begin_entry(std::uint8_t kind) {

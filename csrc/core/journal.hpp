@@ -26,7 +26,7 @@ class Journal {
     void close();
 
   private:
-    void put(std::uint64_t value, int bytes);
+    void put(std::uint64_t value, std::size_t bytes);
     void begin_entry(std::uint8_t kind);
     void end_entry();
 
