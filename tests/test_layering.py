@@ -42,6 +42,7 @@ LAYERS = [
         "reader",
         "readout",
         "report",
+        "report_hooks",
         "report_text",
         "environment",
     },
