@@ -48,6 +48,7 @@ LAYERS = [
         "reader",
         "readout",
         "report",
+        "report_hooks",
         "report_text",
         "environment",
     },

@@ -6,6 +6,7 @@
 PYBIND11_MODULE(_core, module) {
     module.doc() = "The native engine of neuroscope-fast.";
     nsf::register_computed_taps(module);
+    nsf::register_records(module);
     nsf::register_session(module);
     nsf::register_graphs(module);
     nsf::register_functions(module);

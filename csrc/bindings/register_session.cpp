@@ -1,12 +1,12 @@
+#include <pybind11/functional.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <algorithm>
 #include <map>
 #include <tuple>
-#include <unordered_map>
 
 #include "bindings/computed_tap.hpp"
+#include "bindings/held_records.hpp"
 #include "bindings/register.hpp"
 #include "bindings/session.hpp"
 #include "bindings/tapped_call.hpp"
@@ -132,49 +132,12 @@ StepFacts make_facts(bool decode, std::int64_t offset, std::int64_t batch, std::
     return facts;
 }
 
-py::tuple shape_tuple(const Shape& shape) {
-    py::tuple tuple(shape.size());
-    for (std::size_t i = 0; i < shape.size(); ++i) tuple[i] = shape[i];
-    return tuple;
-}
-
 // Its writer is in a call of the system that does not return: what it uses must outlive it.
 void keep_for_ever(std::shared_ptr<Session> session) {
     static std::mutex mutex;
     static auto* const kept = new std::vector<std::shared_ptr<Session>>;
     const std::lock_guard lock(mutex);
     kept->push_back(std::move(session));
-}
-
-py::list records(const Session& session) {
-    std::vector<Record> all;
-    {
-        const py::gil_scoped_release released;
-        all = session.engine.records();
-        std::sort(all.begin(), all.end(), [](const Record& a, const Record& b) {
-            return a.sequence != b.sequence ? a.sequence < b.sequence : a.is_scale < b.is_scale;
-        });
-    }
-    // Shapes, notes and dtype names recur: one Python object each.
-    std::unordered_map<const Shape*, py::tuple> shapes;
-    std::unordered_map<const std::string*, py::object> notes;
-    notes.emplace(nullptr, py::none());
-    std::vector<py::str> names;
-    for (std::size_t i = 0; i < dtype_count; ++i)
-        names.emplace_back(std::string(name(static_cast<DType>(i))));
-    py::list list(all.size());
-    for (std::size_t i = 0; i < all.size(); ++i) {
-        const Record& r = all[i];
-        const auto shape = shapes.try_emplace(r.shape, py::tuple()).first;
-        if (shape->second.size() != r.shape->size()) shape->second = shape_tuple(*r.shape);
-        auto note = notes.find(r.note);
-        if (note == notes.end()) note = notes.emplace(r.note, py::str(*r.note)).first;
-        list[i] = py::make_tuple(r.stream, r.prompt, r.step, r.call, r.is_scale, shape->second,
-                                 names[static_cast<std::size_t>(r.dtype)],
-                                 names[static_cast<std::size_t>(r.source)], note->second, r.shard, r.offset,
-                                 r.bytes, r.crc);
-    }
-    return list;
 }
 
 py::list dropped(const Session& session) {
@@ -339,7 +302,15 @@ void register_session(py::module_& module) {
                                    const py::gil_scoped_release released;
                                    return session.engine.small_records();
                                })
-        .def("records", &records)
+        .def(
+            "records",
+            [](const Session& session, const std::vector<GivenHook>& hooks,
+               std::map<std::uint32_t, std::uint32_t> indices,
+               const std::optional<RecordTable::Published>& published) {
+                const py::gil_scoped_release released;
+                return std::make_shared<HeldRecords>(session.engine, hooks, std::move(indices), published);
+            },
+            "hooks"_a, "indices"_a, "published"_a)
         .def("dropped", &dropped)
         .def("fired",
              [](const Session& session) {

@@ -60,11 +60,19 @@ struct DroppedRecord {
 
 // {hook_id}[/p{prompt}][/c{call}]/{step:06d}[/input][/indices][/scale]
 std::string format_key(const Stream& stream, const Record& record);
+void append_key(std::string& text, const Stream& stream, const Record& record);
 
 // activations-{dtype}-{number:05d}.safetensors
 std::string shard_name(DType dtype, std::uint32_t number);
 
+// With zeros in front, to so many digits.
+void append_number(std::string& text, std::uint64_t number, std::size_t digits = 1);
+// As in JSON: [1,7,64]
+void append_shape(std::string& text, const Shape& shape);
+
 // The characters of `text` as they stand between the quotes of a JSON string (input: UTF-8, left as it is).
 std::string json_escape(const std::string& text);
+// Whose keys are then as they stand between the quotes.
+std::vector<Stream> json_escape(const std::vector<Stream>& streams);
 
 }  // namespace nsf

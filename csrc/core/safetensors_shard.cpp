@@ -23,16 +23,19 @@ AlignedMemory allocate_aligned(std::size_t size) {
     return AlignedMemory(memory);
 }
 
+// Of a stream whose hook id is escaped.
 void append_entry(std::string& header, const Record& record, const Stream& stream) {
-    header += ",\"" + json_escape(format_key(stream, record)) + "\":{\"dtype\":\"";
+    header += ",\"";
+    append_key(header, stream, record);
+    header += "\":{\"dtype\":\"";
     header += safetensors_name(record.dtype);
-    header += "\",\"shape\":[";
-    for (std::size_t i = 0; i < record.shape->size(); ++i) {
-        if (i > 0) header += ',';
-        header += std::to_string((*record.shape)[i]);
-    }
-    header += "],\"data_offsets\":[" + std::to_string(record.offset) + "," +
-              std::to_string(record.offset + record.bytes) + "]}";
+    header += "\",\"shape\":";
+    append_shape(header, *record.shape);
+    header += ",\"data_offsets\":[";
+    append_number(header, record.offset);
+    header += ',';
+    append_number(header, record.offset + record.bytes);
+    header += "]}";
 }
 
 }  // namespace
@@ -84,7 +87,8 @@ void SafetensorsShard::sync() {
 void SafetensorsShard::publish(const std::vector<Stream>& streams) {
     std::string header =
         "{\"__metadata__\":{\"format\":\"pt\",\"writer\":\"neuroscope-fast\",\"format_version\":\"1\"}";
-    for (const Record& record : records_) append_entry(header, record, streams[record.stream]);
+    const std::vector<Stream> escaped = json_escape(streams);
+    for (const Record& record : records_) append_entry(header, record, escaped[record.stream]);
     header += '}';
     if (header.size() + 8 > reserve_) {
         throw EngineError("the header of " + name_ + " outgrew its reserve; its journal is kept");

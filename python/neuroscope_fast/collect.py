@@ -1,165 +1,163 @@
-"""From what the engine recorded to the structs of the metadata JSON, the index and the checksums."""
+"""What the files beside the shards, and the result of a capture, hold of what the engine recorded.
+
+A record becomes text in the engine, and a struct when somebody asks for it: at the end of a capture nothing is done
+here for each record.
+"""
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING
 
-from .keys import tensor_key
-from .manifest import Checksums, Dropped
-from .records import DataRef, Record, StepNote, decode_note
+import msgspec
+from msgspec import Raw
+
+from .keys import parse_tensor_key
+from .manifest import Checksums, Dropped, encode_index
+from .records import Lines, join_lines, record_lines
+from .report_hooks import Counted, Entry
 
 if TYPE_CHECKING:
     import torch
 
-    from ._core import Session
-    from .hooks import Plan
+    from ._core import Records, Session
+    from .hooks import HookStreams, Plan
     from .resume import Earlier
 
 
-class NativeRecord(NamedTuple):
-    """What `_core.Session.records()` gives for each stored tensor, in the order of capture."""
-
-    stream: int
-    prompt: int
-    step: int
-    call: int
-    is_scale: bool
-    shape: tuple[int, ...]
-    dtype: str
-    source_dtype: str
-    note: str | None
-    shard: int
-    offset: int
-    bytes: int
-    crc: int
-
-
-@dataclass
 class Collected:
-    """A capture's records by hook id, and what the files beside the shards say of them."""
+    """The whole records of a closed session, by hook id, behind those of the run that it continues.
 
-    activations: dict[str, list[Record]]
-    weight_map: dict[str, str] = field(default_factory=dict)
-    total_size: int = 0
-    checksums: dict[str, dict[str, int]] = field(default_factory=dict)
-    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
-    """For the memory sink: by the keys of every hook, shared tensors under each of theirs."""
-
-    def put_behind(self, earlier: Earlier) -> None:
-        """Make this the whole run: what was captured of it earlier, and then this."""
-        self.activations = {
-            hook_id: earlier.metadata.activations.get(hook_id, []) + records
-            for hook_id, records in self.activations.items()
-        }
-        self.weight_map = {**earlier.weight_map, **self.weight_map}
-        self.total_size += earlier.total_size
-        self.checksums = {**earlier.checksums, **self.checksums}
-
-
-def shard_file_name(dtype: str, number: int) -> str:
-    """The name that the engine gives a shard."""
-    return f"activations-{dtype}-{number:05d}.safetensors"
-
-
-def collect(session: Session, plan: Plan, *, on_disk: bool, published: Callable[[str], bool]) -> Collected:
-    """Every whole record of a closed session, for each hook that asked for it.
-
-    `published` tells of a shard's file name whether it can be read; records in others are left to their journals.
+    `published` tells of a shard's file name whether it can be read; records in others are left to their journals. None:
+    the records are in memory.
     """
-    users = _users_of_streams(plan)
-    hooks = [each.hook for each in plan.hooks]
-    collected = Collected({hook.hook_id: [] for hook in hooks})
-    notes: dict[str | None, StepNote] = {None: StepNote()}
-    shards: dict[str, bool] = {}
-    beside: dict[str, DataRef] = {}
-    """The scales and indices that belong to other records, by their own keys."""
-    held: dict[str, torch.Tensor] = {}
-    whole: list[tuple[NativeRecord, str, str]] = []
-    for entry in session.records():
-        record = NativeRecord(*entry)
-        owner, is_input, is_indices = plan.streams[record.stream]
-        key = tensor_key(
-            owner,
-            record.step,
-            prompt=record.prompt,
-            call=record.call,
-            is_input=is_input,
-            is_scale=record.is_scale,
-            is_indices=is_indices,
-        )
-        file = shard_file_name(record.dtype, record.shard)
-        if on_disk:
-            if file not in shards:
-                shards[file] = published(file)
-            if not shards[file]:
-                continue
-            collected.weight_map[key] = file
-            collected.checksums.setdefault(file, {})[key] = record.crc
-        collected.total_size += record.bytes
-        if record.is_scale or is_indices:
-            beside[key] = DataRef(file, key)
-            if not on_disk:
-                held[key] = _held_tensor(session, record)
-        else:
-            whole.append((record, key, file))
-    for record, key, file in whole:
-        note = notes.get(record.note)
-        if note is None:
-            note = notes[record.note] = decode_note((record.note or "").encode())
-        quantised = record.dtype == "int8" and record.source_dtype != "int8"
-        scale = beside.get(f"{key}/scale") if quantised else None
-        indexed = record.stream in plan.indices
-        indices = beside.get(f"{key}/indices") if indexed else None
-        if (quantised and scale is None) or (indexed and indices is None):
-            continue  # what belongs to it was not written: the engine failed between the two
-        stored = None if on_disk else _held_tensor(session, record)
-        for number, is_input in users[record.stream]:
-            hook = hooks[number]
-            part = hook.output.part if hook.output is not None else None
-            heads = list(part.heads) if part is not None and part.heads is not None else None
-            if stored is not None:
-                own = tensor_key(hook.hook_id, record.step, prompt=record.prompt, call=record.call, is_input=is_input)
-                collected.tensors[own] = stored
-                for name, is_there in (("scale", quantised), ("indices", indexed)):
-                    if is_there:
-                        collected.tensors[f"{own}/{name}"] = held[f"{key}/{name}"]
-            collected.activations[hook.hook_id].append(
-                Record(
-                    hook_id=hook.hook_id,
-                    layer_name=hook.layer_name,
-                    component=hook.component,
-                    shape=list(record.shape),
-                    dtype=record.dtype,
-                    is_input=is_input,
-                    step=record.step,
-                    prompt=record.prompt,
-                    call=record.call,
-                    positions=note.positions,
-                    real_tokens=note.real_tokens,
-                    heads=heads,
-                    reduction=part.reduction if part is not None else None,
-                    source_dtype=None if record.source_dtype == record.dtype else record.source_dtype,
-                    scale=scale if on_disk else None,
-                    indices=indices if on_disk else None,
-                    data=DataRef(file, key) if on_disk else None,
-                )
-            )
-    return collected
+
+    def __init__(
+        self, session: Session, plan: Plan, *, published: Callable[[str], bool] | None, earlier: Earlier | None = None
+    ):
+        self.hooks = {each.hook.hook_id: each for each in plan.hooks}
+        self.records: Records = session.records(list(map(_recorded, plan.hooks)), plan.indices, published)
+        self._numbers = {hook_id: number for number, hook_id in enumerate(self.hooks)}
+        self._earlier = earlier
+        self._before = {} if earlier is None else earlier.metadata.activations
+
+    @property
+    def shards(self) -> list[str]:
+        """Those that hold any of the records."""
+        return [*(self._earlier.checksums if self._earlier is not None else ()), *self.records.shards]
+
+    def silent(self) -> list[str]:
+        """The hooks without a record."""
+        return [
+            hook_id
+            for hook_id, number in self._numbers.items()
+            if not self._before.get(hook_id) and self.records.count(number) == 0
+        ]
+
+    def lines(self) -> Iterator[tuple[str, Lines]]:
+        """The records of each hook as they stand in the metadata JSON."""
+        return ((hook_id, self._lines(hook_id)) for hook_id in self.hooks)
+
+    def undecoded(self) -> dict[str, Callable[[], Raw]]:
+        """What makes the JSON of each hook's records."""
+        return {hook_id: partial(self._raw, hook_id) for hook_id in self.hooks}
+
+    def _lines(self, hook_id: str) -> Lines:
+        lines = self.records.lines(self._numbers[hook_id])
+        before = self._before.get(hook_id)
+        return join_lines(record_lines(before), lines) if before else lines
+
+    def _raw(self, hook_id: str) -> Raw:
+        return Raw(b"".join((b"[", self._lines(hook_id), b"]")))
+
+    def counted(self) -> Iterator[tuple[str, Counted]]:
+        """The records of each hook as a report tells of them."""
+        for hook_id, number in self._numbers.items():
+            hook = self.hooks[hook_id].hook
+            heads, reduction = _part(self.hooks[hook_id])
+            before = self._before.get(hook_id, [])
+            kinds = self.records.kinds(number)
+            entries = [msgspec.convert(record, Entry, from_attributes=True) for record in before]
+            entries += [
+                Entry(hook.layer_name, hook.component, shape, dtype, is_input, reduction, heads)
+                for shape, dtype, is_input, _ in kinds
+            ]
+            yield hook_id, Counted(entries, [1] * len(before) + [count for *_, count in kinds])
+
+    def index(self) -> bytes:
+        """The Hugging Face index."""
+        texts, total_size = [self.records.weight_map()], self.records.total_bytes
+        if self._earlier is not None:
+            texts.insert(0, msgspec.json.encode(self._earlier.weight_map))
+            total_size += self._earlier.total_size
+        return encode_index(_joined(texts), total_size)
+
+    def checksums(self) -> Checksums:
+        """The manifest's table."""
+        texts = [self.records.checksums()]
+        if self._earlier is not None:
+            texts.insert(0, bytes(self._earlier.manifest.checksums.shards))
+        return Checksums(shards=_joined(texts))
 
 
-def _held_tensor(session: Session, record: NativeRecord) -> torch.Tensor:
-    """A tensor on the memory of its slab, without a copy; it keeps the slab alive."""
-    import torch
+def _joined(objects: list[bytes]) -> Raw:
+    """One JSON object of several without spaces that have no key in common."""
+    return Raw(b"{" + b",".join(text[1:-1] for text in objects if text != b"{}") + b"}")
 
-    dtype = getattr(torch, record.dtype)
-    if record.bytes == 0:
-        return torch.empty(record.shape, dtype=dtype)
-    slab = session.slab(record.shard)
-    count = record.bytes // dtype.itemsize
-    return torch.frombuffer(slab, dtype=dtype, count=count, offset=record.offset).view(record.shape)
+
+def _part(streams: HookStreams) -> tuple[list[int] | None, str | None]:
+    """Heads and reduction of what the hook captures."""
+    part = streams.hook.output.part if streams.hook.output is not None else None
+    if part is None:
+        return None, None
+    return None if part.heads is None else list(part.heads), part.reduction
+
+
+def _recorded(streams: HookStreams) -> tuple[bytes, bytes, int | None, int | None]:
+    """A hook for the engine: the fields that all of its records begin with, those in their middle, and its streams."""
+    hook = streams.hook
+    front = {"hook_id": hook.hook_id, "layer_name": hook.layer_name, "component": hook.component}
+    heads, reduction = _part(streams)
+    part = {name: value for name, value in (("heads", heads), ("reduction", reduction)) if value is not None}
+    middle = b"," + msgspec.json.encode(part)[1:-1] if part else b""
+    return msgspec.json.encode(front)[:-1], middle, streams.input, streams.output
+
+
+class HeldTensors:
+    """The tensors of a capture in memory by the keys of every hook; shared ones are under each of theirs."""
+
+    def __init__(self, collected: Collected):
+        self._records = collected.records
+        self._hooks = collected.hooks
+        self._made: dict[str, torch.Tensor] = {}
+
+    def __getitem__(self, key: str) -> torch.Tensor:
+        """On the memory of its slab, without a copy; the tensor keeps the slab alive. Raises KeyError."""
+        if key not in self._made:
+            self._made[key] = self._make(key)
+        return self._made[key]
+
+    def _make(self, key: str) -> torch.Tensor:
+        import torch
+
+        parts = parse_tensor_key(key)
+        if parts is None or (parts.is_input and parts.is_indices):
+            raise KeyError(key)
+        hook = self._hooks[parts.hook_id]
+        stream = hook.input if parts.is_input else hook.indices if parts.is_indices else hook.output
+        if stream is None:
+            raise KeyError(key)
+        found = self._records.find(stream, parts.prompt, parts.step, parts.call, parts.is_scale)
+        if found is None:
+            raise KeyError(key)
+        slab, name, shape, offset = found
+        dtype, count = getattr(torch, name), math.prod(shape)
+        if count == 0:
+            return torch.empty(shape, dtype=dtype)
+        return torch.frombuffer(slab, dtype=dtype, count=count, offset=offset).view(shape)
 
 
 def collect_dropped(session: Session, plan: Plan) -> list[Dropped]:
@@ -181,11 +179,6 @@ def _users_of_streams(plan: Plan) -> dict[int, list[tuple[int, bool]]]:
             if stream is not None:
                 users[stream].append((number, is_input))
     return users
-
-
-def checksums_of(collected: Collected) -> Checksums:
-    """The manifest's table."""
-    return Checksums.of(collected.checksums)
 
 
 NEVER_RAN = "module never ran"

@@ -218,9 +218,9 @@ def decode_manifest(data: bytes, name: str = MANIFEST_FILE) -> Manifest:
         raise RunError(f"{name} is not the manifest of a neuroscope-fast run: {error}") from error
 
 
-def encode_index(weight_map: Mapping[str, str], total_size: int) -> bytes:
-    """The Hugging Face index: `weight_map` names the shard of every key, `total_size` is the bytes of all
-    tensors.
+def encode_index(weight_map: Mapping[str, str] | Raw, total_size: int) -> bytes:
+    """The Hugging Face index: `weight_map`, or its JSON, names the shard of every key, `total_size` is the bytes of
+    all tensors.
     """
     index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
     return msgspec.json.format(msgspec.json.encode(index), indent=2) + b"\n"

@@ -36,6 +36,9 @@ __all__ = [
 ]
 
 
+Undecoded = msgspec.Raw | Callable[[], msgspec.Raw]
+
+
 class RunIncompleteWarning(UserWarning):
     """The run is still being written, or was interrupted, or failed: what is whole can be read."""
 
@@ -49,7 +52,8 @@ class HookNotCaptured(RunError, KeyError):
 class Run:
     """One capture: `run[hook_id]` is what that hook captured.
 
-    `source` gives the tensors; a run in memory is `Run(metadata, manifest, MemorySource(tensors))`.
+    `source` gives the tensors; a run in memory is `Run(metadata, manifest, MemorySource(tensors))`. `undecoded`: hooks
+    whose records are still JSON, or what makes it: they are decoded when they are asked for.
     """
 
     def __init__(
@@ -59,7 +63,7 @@ class Run:
         source: Source,
         path: Path | None = None,
         *,
-        undecoded: Mapping[str, msgspec.Raw] | None = None,
+        undecoded: Mapping[str, Undecoded] | None = None,
         prompts: Sequence[PromptEntry] | None = None,
         notice: str | None = None,
         status: Status | None = None,
@@ -71,7 +75,7 @@ class Run:
         self._head = metadata
         self._source = source
         self._prompts = None if prompts is None else list(prompts)
-        self._records: dict[str, list[Record] | msgspec.Raw] = {**metadata.activations, **(undecoded or {})}
+        self._records: dict[str, list[Record] | Undecoded] = {**metadata.activations, **(undecoded or {})}
 
     @property
     def name(self) -> str:
@@ -129,7 +133,8 @@ class Run:
     def _records_of(self, hook_id: str) -> list[Record]:
         records = self._records[hook_id]
         if not isinstance(records, list):  # read from the JSON when first asked for
-            records = decode_records(records, str((self.path or Path()) / self.manifest.metadata_file))
+            text = records if isinstance(records, msgspec.Raw) else records()
+            records = decode_records(text, str((self.path or Path()) / self.manifest.metadata_file))
             self._records[hook_id] = records
         return records
 

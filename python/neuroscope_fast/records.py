@@ -7,7 +7,7 @@ document names are always written; extension fields are left out at their defaul
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -157,6 +157,9 @@ class _AnyMetadata(Struct):
     total_hooks: Count | None = None
 
 
+Lines = bytes | memoryview
+_BETWEEN = b",\n      "  # two records
+
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(_AnyMetadata)
 _records_decoder = msgspec.json.Decoder(list[Record])
@@ -168,31 +171,45 @@ def encode_metadata(metadata: Metadata) -> bytes:
 
     Text that is no valid UTF-8 (lone surrogates) is written with `?` in its place.
     """
-    try:
-        head = _encoder.encode(msgspec.structs.replace(metadata, activations={}))
-        hooks = [_hook_pieces(hook_id, records) for hook_id, records in metadata.activations.items()]
-    except UnicodeEncodeError:
-        return encode_metadata(msgspec.convert(_without_surrogates(msgspec.to_builtins(metadata)), type(metadata)))
-    text = msgspec.json.format(head, indent=2)
-    if not hooks:
-        return text + b"\n"
+    lines = ((hook_id, record_lines(records)) for hook_id, records in metadata.activations.items())
+    return b"".join(metadata_pieces(metadata, lines))  # once: a copy of this size costs a tenth of its encoding
+
+
+def metadata_pieces(head: Metadata, hooks: Iterable[tuple[str, Lines]]) -> Iterator[Lines]:
+    """The metadata JSON in pieces that are yet to be joined: `head` with the lines of each hook as its activations."""
+    text = msgspec.json.format(_encode(msgspec.structs.replace(head, activations={})), indent=2)
     # A raw newline cannot stand inside a JSON string, so this marker is found in one place only.
     marker = b'\n  "activations": {'
     before, after = text.split(marker + b"}", 1)
-    pieces: list[bytes | memoryview] = [before, marker]
-    for number, hook in enumerate(hooks):
-        pieces += (b",\n" if number else b"\n", *hook)
-    return b"".join((*pieces, b"\n  }", after, b"\n"))  # once: a copy of this size costs a tenth of its encoding
+    yield before + marker
+    number = -1
+    for number, (hook_id, lines) in enumerate(hooks):
+        yield (b",\n    " if number else b"\n    ") + _encode(hook_id) + b": ["
+        if lines:
+            yield from (b"\n      ", lines, b"\n    ")
+        yield b"]"
+    yield (b"" if number < 0 else b"\n  ") + b"}" + after + b"\n"
 
 
-def _hook_pieces(hook_id: str, records: Sequence[Record]) -> list[bytes | memoryview]:
-    """The text of one hook, in pieces that are yet to be joined."""
-    key = b"    " + _encoder.encode(hook_id) + b": ["
-    if not records:
-        return [key, b"]"]
-    between = b",\n      "
-    lines = _encoder.encode_lines(records).replace(b"\n", between)
-    return [key, b"\n      ", memoryview(lines)[: -len(between)], b"\n    ]"]
+def record_lines(records: Sequence[Record]) -> Lines:
+    """Records as they stand in the metadata JSON, and in any JSON list, between its brackets."""
+    try:
+        lines = _encoder.encode_lines(records)
+    except UnicodeEncodeError:
+        lines = _encoder.encode_lines(_without_surrogates(msgspec.to_builtins(records)))
+    return memoryview(lines.replace(b"\n", _BETWEEN))[: -len(_BETWEEN)]
+
+
+def join_lines(one: Lines, other: Lines) -> Lines:
+    """The lines of records, and then those of others."""
+    return _BETWEEN.join(lines for lines in (one, other) if lines)
+
+
+def _encode(value: Any) -> bytes:
+    try:
+        return _encoder.encode(value)
+    except UnicodeEncodeError:
+        return _encoder.encode(_without_surrogates(msgspec.to_builtins(value)))
 
 
 def _without_surrogates(value: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from .manifest import Counters, ManifestHook
 from .options import CaptureOptions
-from .records import ActivationCapture, CircuitAnalysis, HookConfiguration, Metadata, Record
+from .records import ActivationCapture, CircuitAnalysis, HookConfiguration, Metadata
 
 if TYPE_CHECKING:
     from .hooks import Plan
@@ -60,13 +60,14 @@ def run_metadata(
     plan: Plan,
     options: CaptureOptions,
     created: str,
-    activations: dict[str, list[Record]],
     texts: Mapping[str, Any],
 ) -> Metadata:
-    """The metadata JSON: a circuit analysis where the options name one. `texts`: of `prompt_log.texts_of`."""
+    """The metadata JSON without its records: a circuit analysis where the options name one. `texts`: of
+    `prompt_log.texts_of`.
+    """
     common: dict[str, Any] = {
         "timestamp": created,
-        "activations": activations,
+        "activations": {},
         "hook_configurations": hook_configurations(plan),
         **texts,
     }

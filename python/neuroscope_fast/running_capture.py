@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from .attachment import Attachment
-from .collect import Collected, checksums_of, collect, collect_dropped, never_ran
+from .collect import Collected, HeldTensors, collect_dropped, never_ran
 from .devices import device_counters
 from .durability import parse_durability
 from .environment import float8_rules, model_info, versions
 from .errors import CaptureError, CaptureWarning, OptionError
-from .manifest import INDEX_FILE, MANIFEST_FILE, Counters, Manifest, Resumption, Status, encode_index, encode_manifest
+from .manifest import INDEX_FILE, MANIFEST_FILE, Counters, Manifest, Resumption, Status, encode_manifest
 from .memory import refuse_too_large_a_ring
 from .options import CaptureOptions
 from .prompt_log import texts_of
 from .prompt_recorder import PromptRecorder
-from .records import Metadata, encode_metadata
+from .records import Metadata, encode_metadata, metadata_pieces
 from .repair import recover_run
 from .resume import Earlier, cut_back, look_back
 from .run_directory import RunDirectory, metadata_file_name, report_file_name
@@ -337,26 +337,15 @@ class RunningCapture:
     def _write(self, status: Status, cause: str | None) -> None:
         from .reader import DirectorySource, MemorySource, Run
 
-        directory = self._directory
-        on_disk = directory is not None
-        collected = collect(
-            self.session,
-            self.plan,
-            on_disk=on_disk,
-            published=directory.published if directory is not None else lambda _: False,
+        directory, earlier = self._directory, self._earlier
+        collected = Collected(
+            self.session, self.plan, published=None if directory is None else directory.published, earlier=earlier
         )
         counters, dropped = self.counters(), collect_dropped(self.session, self.plan)
-        if self._earlier is not None:
-            collected.put_behind(self._earlier)
-            counters = add_counters(self._earlier.manifest.counters, counters)
-            dropped = self._earlier.manifest.dropped + dropped
-        metadata = run_metadata(
-            self.plan,
-            self.options,
-            self.manifest.created,
-            collected.activations,
-            texts_of(self.prompts.entries),
-        )
+        if earlier is not None:
+            counters = add_counters(earlier.manifest.counters, counters)
+            dropped = earlier.manifest.dropped + dropped
+        head = run_metadata(self.plan, self.options, self.manifest.created, texts_of(self.prompts.entries))
         self.manifest = msgspec.structs.replace(
             self.manifest,
             status=status,
@@ -366,25 +355,27 @@ class RunningCapture:
             devices=device_counters(self.session),
             warnings=self._warnings(collected, counters),
             dropped=dropped,
-            checksums=checksums_of(collected),
+            checksums=collected.checksums(),
         )
+        undecoded = collected.undecoded()
         if directory is None:
-            self.result = Run(metadata, self.manifest, MemorySource(collected.tensors), prompts=self.prompts.entries)
+            held = MemorySource(HeldTensors(collected))
+            self.result = Run(head, self.manifest, held, undecoded=undecoded, prompts=self.prompts.entries)
             return
-        self.result = Run(metadata, self.manifest, DirectorySource(directory.path), directory.path)
-        self._write_files(directory, metadata, collected)
+        stored = DirectorySource(directory.path)
+        self.result = Run(head, self.manifest, stored, directory.path, undecoded=undecoded)
+        self._write_files(directory, head, collected)
 
-    def _write_files(self, directory: RunDirectory, metadata: Metadata, collected: Collected) -> None:
-        from .report import render
+    def _write_files(self, directory: RunDirectory, head: Metadata, collected: Collected) -> None:
+        from .report import render_counted
 
-        encoded = encode_metadata(metadata)
-        index = encode_index(collected.weight_map, collected.total_size)
-        directory.write({self._metadata_file: encoded, INDEX_FILE: index})
+        metadata = metadata_pieces(head, collected.lines())
+        directory.write({self._metadata_file: metadata, INDEX_FILE: collected.index()})
         self.prompts.sync()
         # The manifest last: it says of the others that they are whole.
-        report = render(encoded).encode()
+        report = render_counted(encode_metadata(head), collected.counted()).encode()
         directory.write({report_file_name(self._metadata_file): report, MANIFEST_FILE: encode_manifest(self.manifest)})
-        directory.remove_journals(collected.checksums)
+        directory.remove_journals(collected.shards)
 
     def warn(self) -> None:
         """Tell of memory that could not be had in full, and of hooks whose module never ran, most likely since
@@ -410,8 +401,7 @@ class RunningCapture:
         silent = {hook_id: why for why, hooks in never_ran(self.plan, self.session).items() for hook_id in hooks}
         lines = [
             f"hook {hook_id!r} captured nothing" + (f": its {silent[hook_id]}" if hook_id in silent else "")
-            for hook_id, records in collected.activations.items()
-            if not records
+            for hook_id in collected.silent()
         ]
         if self._observer is not None and self._observer.graphs.replayed_unknown:
             self._graph_warnings = [_UNKNOWN_GRAPH]

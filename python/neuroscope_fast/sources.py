@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from .errors import RunError
 from .files import plain_name
@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     import torch
 
 
+class Tensors(Protocol):
+    """Tensors by key: a dict, or what makes them when they are asked for."""
+
+    def __getitem__(self, key: str, /) -> torch.Tensor: ...
+
+
 class MemorySource:
     """The tensors of a run that was kept in memory, by tensor key (`neuroscope_fast.keys.tensor_key`).
 
@@ -24,7 +30,7 @@ class MemorySource:
     each have an entry, with the same tensor. Scales stand under the key with `/scale` behind it.
     """
 
-    def __init__(self, tensors: Mapping[str, torch.Tensor]):
+    def __init__(self, tensors: Tensors):
         self._tensors = tensors
 
     def tensor(self, ref: DataRef) -> torch.Tensor:

@@ -57,6 +57,19 @@ TEST(Record, ShardNames) {
               "activations-int8-4294967295.safetensors");
 }
 
+TEST(Record, NumbersAndShapes) {
+    std::string text;
+    append_number(text, 0);
+    append_number(text, 42, 2);
+    append_number(text, 7, 3);
+    append_number(text, std::numeric_limits<std::uint64_t>::max(), 5);
+    EXPECT_EQ(text, "04200718446744073709551615");
+    text.clear();
+    append_shape(text, {});
+    append_shape(text, {1, 0, 4096});
+    EXPECT_EQ(text, "[][1,0,4096]");
+}
+
 TEST(Record, JsonEscapes) {
     EXPECT_EQ(json_escape(""), "");
     EXPECT_EQ(json_escape("model.layers.0"), "model.layers.0");
