@@ -125,6 +125,7 @@ def test_other_tokens_have_no_figure(capsys: Capsys, monkeypatch: pytest.MonkeyP
         return hooked(contestant) + 1
 
     monkeypatch.setattr(capture_cost.Hooked, "try_out", other_tokens)
+    monkeypatch.delenv("COLUMNS", raising=False)  # a narrow table breaks its notes
     done = run(capsys, *SHORT, "--hook", RESIDUAL)
     assert done.code == 1
     assert done.out.count("not timed: it generates other tokens than the bare model") == 2

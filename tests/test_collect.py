@@ -5,7 +5,9 @@ files say.
 from __future__ import annotations
 
 import contextlib
+import copy
 import gc
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -217,6 +219,17 @@ def test_memory_holds_what_the_disk_does(capture: Capture, tmp_path: Path) -> No
     gc.collect()  # the capture, and with it the engine, is gone
     nowhere = {"data": None, "scale": None, "indices": None}
     assert_same(in_memory, capture(tmp_path / "run"), lambda record: msgspec.structs.replace(record, **nowhere))
+
+
+@pytest.mark.parametrize("through", [lambda run: pickle.loads(pickle.dumps(run)), copy.deepcopy])
+@pytest.mark.parametrize("capture", IN_MEMORY, ids=lambda capture: capture.__name__)
+def test_a_result_can_be_copied_and_sent(
+    capture: Capture, through: Callable[[nsf.Run], nsf.Run], tmp_path: Path
+) -> None:
+    for out in (None, tmp_path / "run"):
+        run = capture(out)
+        assert_same(through(run), run)
+        assert_same(through(run), run)  # its tensors have been looked at
 
 
 def test_records_become_structs_when_they_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

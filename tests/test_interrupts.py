@@ -17,7 +17,7 @@ from transformers.modeling_utils import AttentionInterface
 
 WATCHED = (
     *("capture.py", "running_capture.py", "attachment.py", "hooks.py", "passes.py", "module.py"),
-    *("attention_attach.py", "attention_interface.py"),
+    *("attention_attach.py", "attention_interface.py", "module_calls.py", "background_sync.py", "run_directory.py"),
 )
 POINTS = 60
 """How many points, spread evenly over all the bytecodes that are run, are interrupted."""

@@ -1,4 +1,4 @@
-"""Taps in the calls of modules: that they take what hooks would, once, and leave every other user of a module alone."""
+"""Taps that are called the short way: they take what torch's own calls of them would, and nobody else is disturbed."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import gc
 import io
 import pickle
 import threading
+import warnings
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import neuroscope_fast as nsf
 import pytest
 import torch
-from neuroscope_fast import module_calls
-from neuroscope_fast.module_calls import CALL, can_tap_call
+from neuroscope_fast.module_calls import CALL
 from torch import nn
 
 X = torch.arange(12.0).view(1, 3, 4)
@@ -73,12 +73,12 @@ def steps(run: nsf.Run, hook: str) -> tuple[list[int], list[int]]:
     return tuple([record.step for record in side.records] for side in (run[hook].inputs, run[hook].outputs))  # type: ignore[return-value]
 
 
-def by_hooks(model: nn.Module, work: Callable[[nn.Module], object], monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The same capture with hooks throughout."""
+def by_torch(model: nn.Module, work: Callable[[nn.Module], object], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The same capture with torch calling the taps."""
     with monkeypatch.context() as patch:
-        patch.setattr("neuroscope_fast.attachment.can_tap_call", lambda _: False)
+        patch.setattr("neuroscope_fast.attachment.can_tap_call", lambda *_: False)
         with nsf.capture(model, hooks()) as cap:
-            assert model.layers[0]._forward_hooks
+            assert in_calls(model) == [False, False]
             work(model)
     return taken(cap.result)
 
@@ -94,13 +94,13 @@ def untouched(model: nn.Module) -> bool:
     )
 
 
-def test_the_taps_are_no_hooks_and_nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_taps_are_hooks_that_torch_does_not_look_after(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Net()
     before = [list(vars(module)) for module in model.modules()]
-    expected = by_hooks(model, lambda net: net(X), monkeypatch)
+    expected = by_torch(model, lambda net: net(X), monkeypatch)
     with nsf.capture(model, hooks()) as cap:
         assert in_calls(model) == [True, True]
-        assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in model.layers)
+        assert all(len(layer._forward_hooks) == len(layer._forward_pre_hooks) == 1 for layer in model.layers)
         out = model(X)
     assert torch.equal(out, model(X))
     assert taken(cap.result) == expected
@@ -126,7 +126,7 @@ def test_hooks_that_come_in_the_block_are_behind_the_taps(monkeypatch: pytest.Mo
             handle.remove()
         model(X)
 
-    expected = by_hooks(Net(), work, monkeypatch)
+    expected = by_torch(Net(), work, monkeypatch)
     model = Net()
     with nsf.capture(model, hooks()) as cap:
         work(model)
@@ -138,7 +138,7 @@ def test_hooks_that_come_in_the_block_are_behind_the_taps(monkeypatch: pytest.Mo
 def test_hooks_that_were_there_before_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Net()
     handles = [model.layers[0].register_forward_hook(double), model.layers[1].register_forward_pre_hook(add_three)]
-    expected = by_hooks(model, lambda net: net(X), monkeypatch)
+    expected = by_torch(model, lambda net: net(X), monkeypatch)
     with nsf.capture(model, hooks()) as cap:
         assert in_calls(model) == [False, False]
         model(X)
@@ -150,19 +150,70 @@ def test_hooks_that_were_there_before_come_first(monkeypatch: pytest.MonkeyPatch
     assert untouched(model)
 
 
-def test_a_hook_put_on_by_the_module_itself_while_it_runs() -> None:
+@pytest.mark.parametrize("prepend", [False, True])
+def test_hooks_stand_in_the_order_that_was_asked_for(prepend: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def work(model: nn.Module) -> None:
+        model.layers[0].register_forward_hook(double, prepend=prepend)
+        model.layers[1].register_forward_pre_hook(add_three, prepend=prepend)
+        model(X)
+
+    expected = by_torch(Net(), work, monkeypatch)
+    model = Net()
+    with nsf.capture(model, hooks()) as cap:
+        work(model)
+    assert taken(cap.result) == expected
+    assert expected["h0 out"][0][2] == ((X * 2 + 1) * (2 if prepend else 1)).flatten().tolist()
+
+
+def test_hooks_of_all_modules_and_hooks_of_the_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    def work(model: nn.Module) -> None:
+        handles = [
+            nn.modules.module.register_module_forward_pre_hook(
+                lambda module, inputs: (inputs[0] + 100,) if isinstance(module, Block) else None
+            ),
+            nn.modules.module.register_module_forward_hook(
+                lambda module, _inputs, output: output * 3 if isinstance(module, Block) else None
+            ),
+        ]
+        model(X)
+        for handle in handles:
+            handle.remove()
+        seen: list[object] = []
+        model.layers[0].register_full_backward_hook(lambda *found: seen.append(found))
+        with torch.enable_grad():
+            model(X.clone().requires_grad_()).sum().backward()
+        assert len(seen) == 1
+
+    expected = by_torch(Net(), work, monkeypatch)
+    model = Net()
+    with nsf.capture(model, hooks()) as cap:
+        work(model)
+    assert taken(cap.result) == expected
+    assert expected["h0 in"][0][2] == (X + 100).flatten().tolist()
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_hook_put_on_by_the_module_itself_while_it_runs(again: bool) -> None:
+    """The model's results are those of the bare one: torch, too, does not look for hooks once a module runs."""
+
     class Hooks(Block):
+        calls = 0
+
         def forward(self, x: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
-            self.register_forward_hook(double)
+            self.calls += 1
+            if self.calls == 1:
+                self.register_forward_hook(double)
+                if again:
+                    return self(x, scale=scale)
             return super().forward(x, scale)
 
     bare, model = Net(Hooks), Net(Hooks)
     expected = [bare(X) for _ in range(3)]
     with nsf.capture(model, hooks()) as cap:
         found = [model(X) for _ in range(3)]
-    assert all(map(torch.equal, found, expected))  # the first time torch does not look for a hook any more
-    assert steps(cap.result, "h0") == ([0, 1, 2], [0, 1, 2])
-    assert all(torch.equal(tensor, X * 2 + 1) for tensor in cap.result["h0"])
+    assert all(map(torch.equal, found, expected))
+    wanted = [0, 0, 1, 2] if again else [0, 1, 2]
+    assert steps(cap.result, "h0") == steps(cap.result, "h1") == (wanted, wanted)
 
 
 def test_a_module_that_calls_itself(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,7 +221,7 @@ def test_a_module_that_calls_itself(monkeypatch: pytest.MonkeyPatch) -> None:
         def forward(self, x: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
             return super().forward(self(x, scale=scale - 1) if scale > -1 else x)
 
-    expected = by_hooks(Net(Again), lambda net: net(X), monkeypatch)
+    expected = by_torch(Net(Again), lambda net: net(X), monkeypatch)
     model = Net(Again)
     with nsf.capture(model, hooks()) as cap:
         model(X)
@@ -222,21 +273,35 @@ class OwnState(Block):
 
 
 @pytest.mark.parametrize("kind", [OwnCall, OwnState])
-def test_modules_that_are_called_or_copied_in_their_own_way_get_hooks(
-    kind: type[Block], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_modules_that_are_called_or_copied_in_their_own_way(kind: type[Block], monkeypatch: pytest.MonkeyPatch) -> None:
     model = Net(kind)
-    expected = by_hooks(model, lambda net: net(X), monkeypatch)
+    expected = by_torch(model, lambda net: net(X), monkeypatch)
     with nsf.capture(model, hooks()) as cap:
-        assert in_calls(model) == [False, False]
         model(X)
+        twin = copy.copy(model.layers[0])
+        twin._parameters = {"bias": torch.full((4,), 100.0)}
+        assert torch.equal(twin(X), X + 100)
     assert taken(cap.result) == expected
 
 
-def test_scripted_modules_get_hooks() -> None:
-    with pytest.warns(DeprecationWarning, match="torch.jit"):
-        scripted = torch.jit.script(Block())
-    assert not can_tap_call(scripted)
+def test_an_encoder_layer_of_torch_that_looks_for_hooks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without hooks on its parts it computes all at once, and does not call them."""
+    x = torch.randn(1, 3, 8)
+
+    def captured() -> Any:
+        torch.manual_seed(0)
+        layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+        places = [{"layer_name": name, "component": "mlp", "hook_id": name} for name in ("linear1", "linear2")]
+        with torch.no_grad(), nsf.capture(layer, places) as cap:
+            for _ in range(3):
+                layer(x)
+        return taken(cap.result)
+
+    found = captured()
+    with monkeypatch.context() as patch:
+        patch.setattr("neuroscope_fast.attachment.can_tap_call", lambda *_: False)
+        assert captured() == found
+    assert [step for step, _, _ in found["linear1 out"]] == [0, 1, 2]
 
 
 def test_layers_of_transformers_are_tapped_in_their_call() -> None:
@@ -257,13 +322,54 @@ def test_layers_of_transformers_are_tapped_in_their_call() -> None:
     assert torch.equal(cap.result["h1"][0], (X * 2 + 1) * 2 + 10)
 
 
-def test_a_torch_that_asks_no_more_gets_hooks(monkeypatch: pytest.MonkeyPatch) -> None:
-    module_calls._torch_asks_for_the_call.cache_clear()
+@pytest.mark.parametrize("when", ["before", "in"])
+def test_a_torch_that_does_not_ask(when: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = by_torch(Net(), lambda net: net(X), monkeypatch)
+    model = Net()
     with monkeypatch.context() as patch:
-        patch.setattr(nn.Module, "__call__", nn.Module._call_impl)
-        assert not can_tap_call(Block())
-    module_calls._torch_asks_for_the_call.cache_clear()
-    assert can_tap_call(Block())
+        if when == "before":
+            patch.setattr(nn.Module, "__call__", nn.Module._call_impl)
+        with nsf.capture(model, hooks()) as cap:
+            assert in_calls(model) == [when == "in"] * 2
+            if when == "in":
+                patch.setattr(nn.Module, "__call__", nn.Module._call_impl)
+            model(X)
+    assert taken(cap.result) == expected
+    with nsf.capture(model, hooks()) as cap:
+        assert in_calls(model) == [True, True]
+        model(X)
+    assert taken(cap.result) == expected
+
+
+def test_a_torch_that_looks_at_more_than_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    def looks_at_more(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return self._something_new or known(self, *args, **kwargs)
+
+    known = nn.Module._call_impl
+    model = Net()
+    with monkeypatch.context() as patch:
+        patch.setattr(nn.Module, "_something_new", None, raising=False)
+        patch.setattr(nn.Module, "_call_impl", looks_at_more)
+        with nsf.capture(model, hooks()) as cap:
+            assert in_calls(model) == [False, False]
+            model(X)
+    assert steps(cap.result, "h0") == ([0], [0])
+
+
+def test_the_dict_of_hooks_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    def work(model: nn.Module) -> None:
+        model(X)
+        model.layers[0]._forward_hooks = OrderedDict()
+        model(X)
+        model.layers[0].register_forward_hook(double)
+        model(X)
+
+    expected = by_torch(Net(), work, monkeypatch)
+    model = Net()
+    with nsf.capture(model, hooks()) as cap:
+        work(model)
+    assert taken(cap.result) == expected
+    assert CALL not in vars(model.layers[0])
 
 
 @pytest.mark.parametrize("inside_a_pass", [False, True])
@@ -299,21 +405,49 @@ def test_copies_are_models_of_their_own(inside_a_pass: bool) -> None:
     assert steps(cap.result, "h0") == ([0], [0])
 
 
-def test_a_replica_computes_with_its_own_weights() -> None:
-    """As torch.nn.DataParallel makes them: with all attributes of the module."""
-    model = Net()
+class Converted(Block):
+    def forward(self, x: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+        return super().forward(x, scale) + 1000
+
+
+@pytest.mark.parametrize("kind", [Block, Converted])
+@pytest.mark.parametrize("place", ["in a pass", "outside", "in a thread", "afterwards", "after the compiler"])
+def test_a_module_with_the_attributes_of_another_is_itself(kind: type[Block], place: str) -> None:
+    """As torch.nn.DataParallel makes replicas, and as layers are converted."""
+    model, results = Net(), []
+
+    def twin() -> nn.Module:
+        found = kind.__new__(kind)
+        found.__dict__ = vars(model.layers[0]).copy()
+        found._parameters = {"bias": torch.full((4,), 100.0)}
+        assert vars(found)[CALL] is vars(model.layers[0])[CALL]
+        return found
+
+    def call() -> None:
+        copied = twin()
+        results.extend([copied(X), copied(X)])
+
     with nsf.capture(model, hooks()) as cap:
-        replica = model.layers[0]._replicate_for_data_parallel()
-        replica._parameters = {"bias": torch.full((4,), 100.0)}
-        assert vars(replica)[CALL] is vars(model.layers[0])[CALL]
-        found: list[torch.Tensor] = []
-        thread = threading.Thread(target=lambda: found.append(replica(X)))
-        thread.start()
-        thread.join()
-        assert torch.equal(found[0], X + 100)
-        assert torch.equal(replica(X), X + 100)
+        if place == "in a pass":
+            model.during = call
+        elif place == "outside":
+            call()
+        elif place == "in a thread":
+            thread = threading.Thread(target=call)
+            thread.start()
+            thread.join()
+        else:
+            kept = twin()
         model(X)
-    assert steps(cap.result, "h0") == ([0], [0])
+        if place == "after the compiler":
+            torch.compile(lambda: X + 1, backend="eager")()
+            assert in_calls(model) == [False, False]
+            results.append(kept(X))
+    if place == "afterwards":
+        results.append(kept(X))
+    assert results
+    assert all(torch.equal(result, X + (100 if kind is Block else 1100)) for result in results)
+    assert steps(cap.result, "h0") == steps(cap.result, "h1") == ([0], [0])
 
 
 def test_a_call_kept_beyond_the_block_captures_nothing() -> None:
@@ -374,31 +508,43 @@ def test_compiled_in_the_block_by_the_module_itself(backend: str) -> None:
     assert untouched(model)
 
 
-def test_compiled_in_the_block_with_the_compiler_off() -> None:
+@pytest.mark.parametrize("stance", ["default", "force_eager"])
+@pytest.mark.parametrize("alone", [False, True])
+def test_compiled_in_the_block_and_called(stance: Any, alone: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def work(model: nn.Module) -> None:
+        with torch.no_grad():
+            model(X)
+            with torch.compiler.set_stance(stance):
+                model.layers[0].compile(backend="eager")
+                model.layers[0](X) if alone else model(X)
+            model(X)
+            model.layers[1].compile(backend="eager")  # and never called
+
+    expected = by_torch(Net(), work, monkeypatch)
     model = Net()
     with nsf.capture(model, hooks()) as cap:
-        model(X)
-        with torch.compiler.set_stance("force_eager"):
-            model.layers[0].compile(backend="eager")
+        work(model)
+    assert taken(cap.result) == expected
+    assert [step for step, _, _ in expected["h0 out"]] == [0, 1, 2]
+
+
+def test_the_compiler_is_reset_in_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    def work(model: nn.Module) -> None:
+        with torch.no_grad():
             model(X)
-        model(X)
+            torch.compiler.reset()
+            compiled = torch.compile(model, backend="eager")
+            compiled(X)
+            compiled(X)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, that it cannot trace a tap
+        expected = by_torch(Net(), work, monkeypatch)
+        model = Net()
+        with nsf.capture(model, hooks()) as cap:
+            work(model)
+    assert taken(cap.result) == expected
     assert steps(cap.result, "h0") == steps(cap.result, "h1") == ([0, 1, 2], [0, 1, 2])
-
-
-@pytest.mark.parametrize("stance", ["default", "force_eager"])
-def test_compiled_in_the_block_and_called_alone_is_an_error(stance: Any, tmp_path: Path) -> None:
-    """Rather that than a run that lacks something and does not say so."""
-    model = Net()
-    cap = nsf.capture(model, hooks(), out=tmp_path / "run")
-    cap.__enter__()
-    model(X)
-    with torch.compiler.set_stance(stance), torch.no_grad():
-        model.layers[0].compile(backend="eager")
-        model.layers[0](X)
-    with pytest.raises(nsf.CaptureError, match=r"^layers\.0: compiled in the block by Module\.compile\(\), and then"):
-        cap.__exit__(None, None, None)
-    assert cap.result.status == "failed"
-    assert steps(cap.result, "h0") == steps(cap.result, "h1") == ([0], [0])
 
 
 def test_hooks_come_and_go_in_another_thread() -> None:
@@ -414,7 +560,7 @@ def test_hooks_come_and_go_in_another_thread() -> None:
                 layer.register_forward_hook(nothing).remove()
                 layer.register_forward_pre_hook(nothing).remove()
 
-    for _ in range(30):  # once made hooks, taps stay hooks
+    for _ in range(10):
         stop.clear()
         with nsf.capture(model, hooks()) as cap:
             thread = threading.Thread(target=disturb)
@@ -430,12 +576,17 @@ def test_hooks_come_and_go_in_another_thread() -> None:
     assert untouched(model)
 
 
-def test_a_lost_model_is_collected() -> None:
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_lost_model_is_collected(ended: bool) -> None:
     model = Net()
     cap = nsf.capture(model, hooks())
     cap.__enter__()
     model(X)
+    if ended:
+        cap.__exit__(None, None, None)
+        ending: Any = cap
     kept = weakref.ref(model.layers[0])
     del model, cap
     gc.collect()
     assert kept() is None
+    assert not ended or len(ending.result["h0"].records) == 1  # the capture is kept, and the model is not

@@ -241,7 +241,7 @@ void register_session(py::module_& module) {
             },
             "index"_a, "module"_a, "is_input"_a, "in_encoder"_a, "sequence"_a, "field"_a, "argument"_a,
             "description"_a, "rules"_a)
-        .def("tapped_call", &make_tapped_call, "module"_a, "before"_a, "after"_a, "to_hooks"_a)
+        .def("tapped_call", &make_tapped_call, "module"_a, "before"_a, "after"_a)
         .def(
             "computed_tap",
             [](const std::shared_ptr<Session>& session, std::size_t index, const py::object& hooked,
@@ -258,7 +258,6 @@ void register_session(py::module_& module) {
             "begin_step",
             [](Session& session, bool decode, std::int64_t offset, std::int64_t batch, std::int64_t length,
                const py::bytes& mask, std::int64_t logits_kept, bool guessed, bool continues_encoder) {
-                if (!session.clock.in_pass()) session.calls.make_hooks_of_displaced();
                 return session.clock.begin(
                     make_facts(decode, offset, batch, length, mask, logits_kept, guessed), continues_encoder);
             },

@@ -14,7 +14,6 @@
 
 #include "bindings/known_tensor.hpp"
 #include "bindings/python_kernels.hpp"
-#include "bindings/tapped_call.hpp"
 #include "bindings/tensor_access.hpp"
 #include "core/engine.hpp"
 #include "core/graph_recording.hpp"
@@ -86,7 +85,6 @@ struct Session {
     bool detaches = false;
     std::string detached_by;  // why detach() ended the capture; read and written with the GIL held
     GraphsInCapture graphs;
-    TappedCalls calls;
 };
 
 // The native callable on one side of one module.
@@ -98,15 +96,12 @@ struct Tap {
     Py_ssize_t argument = -1;    // of a parameter: its place among the positional ones
     std::shared_ptr<const TapPlace> place;  // shared with the recordings of CUDA graphs
     KnownTensor known;                      // where the place takes everything
-    bool in_module_call = false;            // called by a TappedCall; see CallUnderWay
 };
 
 // A Python callable for register_forward_hook, or for register_forward_pre_hook(…, with_kwargs=True). It
 // returns None: the model's values are never replaced. Errors are raised as
 // neuroscope_fast.errors.CaptureError.
 py::object make_tap(Tap tap);
-// The tap behind a callable of make_tap(). Throws std::invalid_argument for another.
-Tap& tap_of(PyObject* callable);
 
 // neuroscope_fast.errors.CaptureError (borrowed; lives as long as the interpreter).
 PyObject* capture_error();

@@ -146,7 +146,6 @@ void run_tap(Tap& tap, PyObject* const* arguments, Py_ssize_t count) {
     const std::uint64_t start = TickClock::now();
     Session& session = *tap.session;
     if (arguments[0] != tap.module) return;
-    if (tap.in_module_call && !CallUnderWay::lets_through(tap.module, tap.is_input)) return;
     if (!session.clock.in_pass() && session.in_backward()) return;
     const TapPlace& place = *tap.place;
     std::uint64_t bytes = 0;
@@ -282,12 +281,6 @@ py::object make_tap(Tap tap) {
     PyObject* function = PyCFunction_New(&tap_method, self.ptr());
     if (function == nullptr) throw py::error_already_set();
     return py::reinterpret_steal<py::object>(function);
-}
-
-Tap& tap_of(PyObject* callable) {
-    PyObject* const self = PyCFunction_Check(callable) != 0 ? PyCFunction_GetSelf(callable) : nullptr;
-    if (self == nullptr || Py_TYPE(self) != tap_type()) throw std::invalid_argument("not a native tap");
-    return *reinterpret_cast<TapObject*>(self)->tap;
 }
 
 bool Session::detach(const std::string& why) {

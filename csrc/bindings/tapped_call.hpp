@@ -1,20 +1,19 @@
-// Taps without hooks: what stands in the call of a module that nobody else has put a hook on.
+// What torch does for a module's hooks, where native taps are the only ones: at a fraction of torch's own price, which is
+// more than that of a small tensor's tap.
 //
-// torch asks each module, before anything else, for a callable in its place (`_compiled_call_impl`, where Module.compile()
-// puts its own). A TappedCall is one: it calls the module as torch would have, and the module's taps before and after it.
-// That skips what torch does for hooks, which costs more than a small tensor's tap.
+// Taps are hooks of their modules like any others, in the order in which all were put on, and whoever looks at a module's
+// hooks finds them. torch asks each module first for a callable in its place (`_compiled_call_impl`, where Module.compile()
+// puts its own). A TappedCall there looks at the module's hooks: if they are the taps and nothing else, it calls the taps and
+// the module's forward(), as Module._call_impl would; if not, it calls _call_impl.
 //
 // Contract
-//   A tap sees what a hook would have seen that was put on when the TappedCall was: as soon as the module has other hooks,
-//   `to_hooks` is called, which makes hooks of the taps, in front of the others, and the call goes on through them. It
-//   may be called at any time, by any thread, more than once: a call that is under way still takes each tensor once.
-//   Everything here needs the GIL.
+//   Needs the GIL. A TappedCall holds its module. `__dict__` copied to another module (as torch.nn.DataParallel makes its
+//   replicas) holds the TappedCall too: such a module is told from its own, and called as if there were none.
 #pragma once
 
 #include <pybind11/pybind11.h>
 
 #include <memory>
-#include <vector>
 
 namespace nsf {
 
@@ -22,51 +21,9 @@ namespace py = pybind11;
 
 struct Session;
 
-// A module's call that is under way on this thread, and takes for its taps what hooks would bring a second time.
-class CallUnderWay {
-  public:
-    explicit CallUnderWay(PyObject* module) : module_(module), outer_(innermost) { innermost = this; }
-    ~CallUnderWay() { innermost = outer_; }
-    CallUnderWay(const CallUnderWay&) = delete;
-    CallUnderWay& operator=(const CallUnderWay&) = delete;
-
-    // Whether a tap in the call of `module` that is called now, by whomever, is to take its tensor.
-    static bool lets_through(PyObject* module, bool is_input) {
-        CallUnderWay* const call = innermost;
-        if (call == nullptr || call->module_ != module || call->taps_now_) return true;
-        if (is_input) return false;  // it was taken before the module was called
-        call->hooks_took_output_ = true;
-        return true;
-    }
-
-    // While the taps are called by this call itself.
-    void taps_now(bool now) { taps_now_ = now; }
-    // The module has become one with hooks while it ran.
-    bool hooks_took_output() const { return hooks_took_output_; }
-
-  private:
-    inline static thread_local CallUnderWay* innermost = nullptr;
-
-    PyObject* const module_;
-    CallUnderWay* const outer_;
-    bool taps_now_ = false;
-    bool hooks_took_output_ = false;
-};
-
-// Those of one session that are on their modules.
-class TappedCalls {
-  public:
-    void add(PyObject* call) { calls_.push_back(call); }
-    void remove(PyObject* call) { std::erase(calls_, call); }
-    // Makes hooks of the taps whose place in the module's call somebody else has taken: Module.compile() does.
-    void make_hooks_of_displaced() const;
-
-  private:
-    std::vector<PyObject*> calls_;  // borrowed: each takes itself out when it goes
-};
-
-// before, after: tuples of make_tap()'s callables, for the inputs and the output; to_hooks: called without arguments.
+// before, after: the callables of make_tap() that are the module's forward pre-hooks (with keyword arguments) and hooks.
+// The caller keeps one reference and puts another into the module's __dict__.
 py::object make_tapped_call(const std::shared_ptr<Session>& session, const py::object& module,
-                            const py::tuple& before, const py::tuple& after, const py::object& to_hooks);
+                            const py::tuple& before, const py::tuple& after);
 
 }  // namespace nsf

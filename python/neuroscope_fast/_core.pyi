@@ -89,7 +89,6 @@ class Session:
         module: Any,
         before: tuple[Callable[..., None], ...],
         after: tuple[Callable[..., None], ...],
-        to_hooks: Callable[[], None],
     ) -> Callable[..., Any]: ...
     def computed_tap(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from .module_calls import TappedModule, can_tap_call
+from .module_calls import TappedCall, can_tap_call
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,8 +30,7 @@ class Attachment:
 
     def __init__(self) -> None:
         self._attached: list[tuple[nn.Module, Callable[..., Any]]] = []
-        self._tapped: dict[int, TappedModule] = {}  # by the id of the module
-        self._displaced: list[str] = []
+        self._calls: dict[int, TappedCall] = {}  # by the id of the module
         self._listening: list[Listening] = []
 
     def add_hook(self, module: nn.Module, hook: Callable[..., Any], *, always_call: bool = False) -> None:
@@ -47,32 +46,26 @@ class Attachment:
     def add_taps(
         self,
         module: nn.Module,
-        name: str,
         session: Session,
         before: list[Callable[..., Any]],
         after: list[Callable[..., Any]],
     ) -> None:
-        """Have native taps called with the inputs and the output of a module: by hooks only where others have some."""
-        if not can_tap_call(module):
-            for tap in before:
-                self.add_pre_hook(module, tap)
-            for tap in after:
-                self.add_hook(module, tap)
-            return
-        tapped = self._tapped[id(module)] = TappedModule(module, name, before, after)
-        tapped.start(session)
-
-    def displaced(self) -> list[str]:
-        """The names of modules whose call somebody else has taken, so that their taps were not called."""
-        return self._displaced + [tapped.name for tapped in self._tapped.values() if tapped.is_displaced()]
+        """Register native taps as hooks for the inputs and the output of a module; where it has no others, torch is
+        spared looking after them.
+        """
+        for tap in before:
+            self.add_pre_hook(module, tap)
+        for tap in after:
+            self.add_hook(module, tap)
+        if can_tap_call(module, session, [*before, *after]):
+            call = self._calls[id(module)] = TappedCall(module, session, before, after)
+            call.start()
 
     def exchange(self, module: nn.Module, old: Callable[..., Any], new: Callable[..., Any]) -> None:
         """Put one hook in the place of another, in its order and with its options."""
-        tapped = self._tapped.get(id(module))
-        if tapped is not None:
-            if tapped.is_displaced():  # what is being compiled now may be called without its taps
-                self._displaced.append(tapped.name)
-            tapped.to_hooks()
+        call = self._calls.get(id(module))
+        if call is not None:
+            call.stop()
         for hooks in (module._forward_pre_hooks, module._forward_hooks):
             for key in [key for key, each in hooks.items() if each is old]:
                 self._attached.append((module, new))
@@ -88,11 +81,11 @@ class Attachment:
         while self._listening:
             self._listening[-1].stop()
             self._listening.pop()
+        for call in self._calls.values():
+            call.stop()
         while self._attached:
             _remove(*self._attached[-1])
             self._attached.pop()
-        for tapped in self._tapped.values():
-            tapped.stop()
 
 
 def _remove(module: nn.Module, hook: Callable[..., Any]) -> None:

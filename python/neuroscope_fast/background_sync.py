@@ -16,7 +16,7 @@ class BackgroundSync:
 
     def __init__(self, paths: Sequence[Path]):
         self._paths = paths
-        self._error: OSError | None = None
+        self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="neuroscope-fast sync", daemon=True)
         self._thread.start()
 
@@ -25,8 +25,9 @@ class BackgroundSync:
         try:
             for at in self._paths:
                 sync_folder(at)  # files too
-        except OSError as error:
-            error.filename = os.fspath(at) if at is not None else None
+        except BaseException as error:  # whatever it is, nothing is durable
+            if isinstance(error, OSError) and at is not None:
+                error.filename = os.fspath(at)
             self._error = error
 
     @property
@@ -42,5 +43,7 @@ class BackgroundSync:
             raise CaptureError(
                 f"{self._paths[0]} is not durable after {patience:g} s: the disk or the network does not answer"
             )
-        if self._error is not None:
+        if isinstance(self._error, OSError):
             raise CaptureError(f"cannot write {self._error.filename}: {self._error.strerror}") from self._error
+        if self._error is not None:
+            raise CaptureError(f"{self._paths[0]} cannot be made durable: {self._error}") from self._error

@@ -126,7 +126,7 @@ def attach_taps(model: nn.Module, plan: Plan, session: Session, attachment: Atta
     encoder = encoder_of(model)
     encoder_modules = {id(module) for module in encoder.modules()} if encoder is not None else set()
     head = getattr(model, "get_output_embeddings", lambda: None)()
-    tapped: dict[str, tuple[nn.Module, list[Callable[..., None]], list[Callable[..., None]]]] = {}
+    tapped: dict[int, tuple[nn.Module, list[Callable[..., None]], list[Callable[..., None]]]] = {}
     for index, tap in enumerate(plan.taps):
         if tap.place.side == "attention":
             continue
@@ -145,10 +145,10 @@ def attach_taps(model: nn.Module, plan: Plan, session: Session, attachment: Atta
             rules=native_rules(tap),
         )
         compiled.add_tap(module, native, tap.place)
-        _, before, after = tapped.setdefault(tap.place.module, (module, [], []))
+        _, before, after = tapped.setdefault(id(module), (module, [], []))
         (before if is_input else after).append(native)
-    for path, (module, before, after) in tapped.items():
-        attachment.add_taps(module, path, session, before, after)
+    for module, before, after in tapped.values():
+        attachment.add_taps(module, session, before, after)
     if any(tap.place.side == "attention" for tap in plan.taps):
         from .attention_attach import attach_attention
 

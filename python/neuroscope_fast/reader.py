@@ -11,10 +11,11 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
-from .activations import Activations, Source
+from .activations import Activations, Source, data_ref
 from .errors import RunError, one_line
 from .files import plain_name, read_regular
 from .manifest import MANIFEST_FILE, Counters, Manifest, Status, decode_manifest
@@ -129,6 +130,14 @@ class Run:
 
     def __repr__(self) -> str:
         return f"<Run {self.path or 'in memory'}: {len(self)} hooks, {self.status}>"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and other processes: all records decoded, and in memory their tensors alone."""
+        records = {hook_id: self._records_of(hook_id) for hook_id in self._records}
+        source = self._source
+        if isinstance(source, MemorySource):
+            source = source.of(data_ref(record).key for found in records.values() for record in found)
+        return {**vars(self), "_records": records, "_source": source}
 
     def _records_of(self, hook_id: str) -> list[Record]:
         records = self._records[hook_id]

@@ -302,7 +302,7 @@ class RunningCapture:
         """Take the hooks off and wait for all that is under way, whatever comes in between; returns what came."""
         failure: CaptureError | None = None
         interrupt: KeyboardInterrupt | None = None
-        for part in (self._take_off, self.session.close, self._settle):
+        for part in (self._detach, self.session.close, self._settle):
             while True:
                 try:
                     part()
@@ -313,15 +313,6 @@ class RunningCapture:
                     continue
                 break
         return failure, interrupt
-
-    def _take_off(self) -> None:
-        displaced = self._attachment.displaced()
-        self._detach()
-        if displaced:
-            raise CaptureError(
-                f"{', '.join(displaced)}: compiled in the block by Module.compile(), and then called outside a forward "
-                "pass of the model: such calls are not in the run; compile before the block"
-            )
 
     def _settle(self) -> None:
         if self._directory is not None and not self.session.hung:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -40,6 +41,15 @@ class MemorySource:
         except KeyError:
             raise RunError(f"the run holds no tensor {ref.key!r} in memory") from None
 
+    def of(self, keys: Iterable[str]) -> MemorySource:
+        """A source that holds what there is under these keys, and what belongs to it, and nothing else."""
+        found = {}
+        for key in keys:
+            for name in (key, f"{key}/scale", f"{key}/indices"):
+                with contextlib.suppress(KeyError):
+                    found[name] = self._tensors[name]
+        return MemorySource(found)
+
 
 class DirectorySource:
     """The tensors of a run directory. `journals`: those that stood beside shards when it was opened."""
@@ -48,6 +58,9 @@ class DirectorySource:
         self.folder = folder
         self.journals = dict(journals or {})
         self._shards: dict[str, ShardFile] = {}
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**vars(self), "_shards": {}}  # maps of files are opened again
 
     def tensor(self, ref: DataRef) -> torch.Tensor:
         """The tensor on the mapped file, without a copy. Raises RunError."""
