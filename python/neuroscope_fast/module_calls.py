@@ -25,7 +25,7 @@ _LOOKED_AT = frozenset({
     "_global_forward_pre_hooks", "_global_forward_hooks_always_called", "_forward_hooks_always_called",
     "_forward_hooks_with_kwargs",
 })  # fmt: skip
-"""What torch's `Module._call_impl` looks at, where a TappedCall does what it does (torch 2.10 to 2.13)."""
+"""What torch's `Module._call_impl` looks at where a TappedCall does what it does: that of torch 2.13."""
 
 
 class TappedCall:
