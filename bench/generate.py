@@ -4,18 +4,21 @@ A Llama of about 100 million parameters with random weights reads 128 tokens and
 threads; 36 hooks (12 layers: residual stream, attention, mlp) on every step. The clock starts before a contestant opens
 anything. It is read when generate returns, which is the critical path, and again when all is durable: the files of
 every contestant, and the folder that holds them, have been through fsync. Checked before anything is timed: the tokens
-are those of the bare model, and what is read back from the files is what cloning hooks saw.
+are those of the bare model, and what is read back from the files is what cloning hooks saw. The bare model races
+against itself, too: a slowdown that is smaller than what noise makes of that cannot be seen in one round. So bare model
+and capture to disk race alone in more rounds, with the interval in which the median of the ratios lies.
 Run: python bench/generate.py
 """
 
 from __future__ import annotations
 
+import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness import Row, settle_process
+from harness import Row, round_to, row_named, settle_process
 
 if TYPE_CHECKING:
     from generate_contestants import Timed
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 PROMPT = 128
 NEW_TOKENS = 33
 """The first is the prefill's; each of the other 32 is a decode step."""
+ALONE = ("bare", "bare, again", "neuroscope-fast, disk")
 SHARED_MEMORY = Path("/dev/shm")
 
 
@@ -56,6 +60,32 @@ def stages(timed: list[Timed], rounds: int) -> dict[str, Any]:
     }
 
 
+def median_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """Between which of these values the median of all such values lies, with at least 95 % of certainty.
+
+    From their order alone (binomial), whatever their distribution; None of fewer than six, which cannot say it.
+    """
+    ordered, count = sorted(values), len(values)
+    left_out, below = 0, 1
+    while 40 * below <= 2**count:  # below / 2**count of all draws leave the median out on this side: at most 1 in 40
+        left_out += 1
+        below += math.comb(count, left_out)
+    if left_out == 0:
+        return None
+    return ordered[left_out - 1], ordered[count - left_out]
+
+
+def intervals(rows: list[Row]) -> dict[str, tuple[float, float] | None]:
+    """Of each row's ratios to the bare model's seconds in the same round."""
+    bare = row_named(rows, "bare")
+    found = {}
+    for row in rows:
+        if row is not bare and row.refused is None:
+            ends = median_interval([value / one for value, one in zip(row.rounds, bare.rounds, strict=True)])
+            found[row.name] = ends and (round_to(ends[0], 4), round_to(ends[1], 4))
+    return found
+
+
 def main() -> int:
     settle_process(threads=2)
     from results import Results, parse_arguments
@@ -84,7 +114,12 @@ def main() -> int:
         scene = Scene.of(model, ids, new_tokens)
         # Peers take several times as long and rebuild the model: they race the bare one in fewer rounds of their own.
         own, (peers, absent) = own_contestants(scene), peer_contestants(scene)
-        fields = (("", own, [], options.rounds), ("peers, ", peers, absent, max(2, options.rounds // 3)))
+        alone = [each for each in own if each.name in ALONE]
+        fields = (
+            ("", own, [], options.rounds),
+            ("alone, ", alone, [], options.rounds if options.quick else 8 * options.rounds),
+            ("peers, ", peers, absent, max(2, options.rounds // 3)),
+        )
         for place, folder in places(options.folder):
             for kind, timed, missing, rounds in fields:
                 with tempfile.TemporaryDirectory(dir=folder, prefix="nsf-generate-") as inside:
@@ -99,6 +134,7 @@ def main() -> int:
                         found + missing,
                         bases=("bare",),
                         stages_ms=stages(timed, rounds),
+                        median_of_ratios_within=intervals(found),
                         **facts,
                     )
     return results.finish()

@@ -116,6 +116,11 @@ class Bare(Timed):
         return []
 
 
+class BareAgain(Bare):
+    name = "bare, again"
+    note = "the same once more: its ratio is what the machine's noise makes of 1"
+
+
 class Fast(Timed):
     """neuroscope-fast; `dtype` None stores tensors as they are computed."""
 
@@ -251,6 +256,7 @@ def own_contestants(scene: Scene) -> list[Timed]:
     """Those that need no other tool."""
     return [
         Bare(scene),
+        BareAgain(scene),
         Fast(scene, "disk"),
         Fast(scene, "disk, bfloat16", dtype="bfloat16"),
         Fast(scene, "memory", to_disk=False),
