@@ -13,6 +13,10 @@ from neuroscope_fast.records import Record
 from torch import nn
 
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 1e-2}
+UNSCALED = 2e-6
+"""For T5 in float32, whose scores are not divided by the root of the head size: their rounding is larger by as much, and
+differs between processors.
+"""
 NEW_TOKENS = 4
 LENGTHS = (7, 3)
 
@@ -22,7 +26,7 @@ def pattern_hooks(model: nn.Module) -> list[str]:
 
 
 def compare(
-    stored: torch.Tensor, eager: torch.Tensor, dtype: torch.dtype, real: torch.Tensor | None, record: Record
+    stored: torch.Tensor, eager: torch.Tensor, tolerance: float, real: torch.Tensor | None, record: Record
 ) -> None:
     """`real`: [B, Q], which queries are no padding."""
     assert stored.shape == eager.shape
@@ -30,7 +34,7 @@ def compare(
     if real is None:
         real = torch.ones(eager.shape[0], eager.shape[2], dtype=torch.bool)
     rows = real[:, None, :, None].expand_as(eager)
-    torch.testing.assert_close(stored[rows], eager[rows], rtol=0, atol=TOLERANCE[dtype])
+    torch.testing.assert_close(stored[rows], eager[rows], rtol=0, atol=tolerance)
     assert not stored[~rows].any()
     listed = torch.zeros_like(real)
     if record.real_tokens is None:
@@ -40,6 +44,10 @@ def compare(
             for start, stop in zip(ranges[::2], ranges[1::2], strict=True):
                 listed[row, start:stop] = True
     assert torch.equal(listed, real)
+
+
+def tolerance_of(name: str) -> float:
+    return UNSCALED if name == "t5" else TOLERANCE[torch.float32]
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE), ids=["float32", "bfloat16"])
@@ -57,7 +65,7 @@ def test_decoders(name: str, dtype: torch.dtype) -> None:
         attentions = eager(**inputs, output_attentions=True).attentions
         for hook_id, attention in zip(cap.hook_ids, attentions, strict=True):
             (stored,), (record,) = cap.result[hook_id], cap.result[hook_id].records
-            compare(stored, attention, dtype, inputs["attention_mask"] != 0, record)
+            compare(stored, attention, TOLERANCE[dtype], inputs["attention_mask"] != 0, record)
     options: dict[str, Any] = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False}
     options |= {"output_logits": True, "return_dict_in_generate": True, "pad_token_id": 0}
     bare = model.generate(**inputs, **options)
@@ -131,7 +139,7 @@ def test_encoder_decoders(name: str) -> None:
         seen[kind] += 1
         (stored,), (record,) = cap.result[hook_id], cap.result[hook_id].records
         real = decoder_real if kind != "encoder" else encoder_real if name != "whisper" else None
-        compare(stored, attention, torch.float32, real, record)
+        compare(stored, attention, tolerance_of(name), real, record)
     assert seen == {"encoder": 2, "decoder": 2, "cross": 2}
 
 
@@ -156,4 +164,4 @@ def test_cross_attention_in_every_decode_step(name: str) -> None:
         assert len(cap.result[hook_id]) == NEW_TOKENS
         for step, stored in enumerate(cap.result[hook_id]):
             attention = getattr(output, f"{kind}_attentions")[step][layer]
-            torch.testing.assert_close(stored, attention, rtol=0, atol=1e-6)
+            torch.testing.assert_close(stored, attention, rtol=0, atol=tolerance_of(name))

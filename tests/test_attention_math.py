@@ -152,7 +152,7 @@ def test_a_selection_is_that_of_the_whole(function: str) -> None:
             result: torch.Tensor = getattr(attention_math, function)(call, **chosen)
             return result
         found = reduce_pattern(call, function, k=4, **chosen)
-        return found[0] + found[1] if isinstance(found, tuple) else found
+        return torch.cat(found, dim=-1) if isinstance(found, tuple) else found
 
     def of_heads(call: AttentionCall) -> AttentionCall:
         """The same with the chosen heads alone."""
