@@ -8,7 +8,7 @@ JOBS ?= 2
 SOURCES := $(shell find csrc cmake python -type f -not -name '*.pyc' -not -path '*/__pycache__/*' -not -path '*/.*') \
 	CMakeLists.txt pyproject.toml constraints.txt
 
-.PHONY: demo test python-test cpp-test gpu-check lint format sanitize tsan asan clean help
+.PHONY: demo test python-test cpp-test gpu-check lint style types stubs format sanitize tsan asan clean help
 
 help:
 	@echo "make demo | test | python-test | cpp-test | gpu-check | lint | format | sanitize | clean"
@@ -51,14 +51,21 @@ tsan asan: $(VENV)/.installed
 	$(BIN)/cmake --build build/$@ -j $(JOBS)
 	cd build/$@ && ../../$(BIN)/ctest --output-on-failure -j $(JOBS)
 
-lint: $(VENV)/.lint
+# Three that do not wait for one another: CI has two of them run at a time.
+lint: style types stubs
+
+style: $(VENV)/.lint
 	$(BIN)/ruff check python tests bench
 	$(BIN)/ruff format --check python tests bench
-	$(BIN)/mypy
-	cd $(VENV) && bin/python -m mypy.stubtest --allowlist ../tests/stubtest_allowlist.txt neuroscope_fast._core
 	@if command -v clang-format >/dev/null; then \
 		find csrc tests bench -name '*.cpp' -o -name '*.hpp' | xargs clang-format --dry-run --Werror; \
 	else echo "clang-format is not installed: the C++ format is not checked"; fi
+
+types: $(VENV)/.lint
+	$(BIN)/mypy
+
+stubs: $(VENV)/.lint
+	cd $(VENV) && bin/python -m mypy.stubtest --allowlist ../tests/stubtest_allowlist.txt neuroscope_fast._core
 
 format: $(VENV)/.lint
 	$(BIN)/ruff check --fix python tests bench
