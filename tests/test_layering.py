@@ -74,6 +74,7 @@ LAYERS = [
         "graphs",
         "hooks",
         "model_readout",
+        "pass_hooks",
         "passes",
         "plain_hooks",
         "prompt_recorder",

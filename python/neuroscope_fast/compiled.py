@@ -1,8 +1,7 @@
 """Capturing code of torch.compile, which neither traces native taps nor looks whether hooks have come or gone since.
 
-- The hooks of passes, `compiled_hooks`, are such that the compiler can trace them. Native taps stay what they are until
-  the compiler starts for the first time in the block, and are then exchanged for such hooks: a model that is never
-  compiled does not pay for them.
+- Native taps and the hooks of passes stay what they are until the compiler starts for the first time in the block, and
+  are then exchanged for `compiled_hooks`, which it can trace: a model that is never compiled does not pay for them.
 - What was compiled before the block, or in it, is forgotten at its beginning and its end (`torch.compiler.reset`).
 """
 
@@ -17,16 +16,18 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from torch._C._dynamo.eval_frame import _FrameAction, _FrameExecStrategy, set_code_exec_strategy
 from torch._dynamo.callback import callback_handler
 
 from . import compiled_hooks, compiled_operators
+from .pass_hooks import PassHooks
 
 if TYPE_CHECKING:
     from torch import nn
 
     from .attachment import Attachment
     from .model_components import Place
-    from .pass_inputs import Given, Reading
+    from .pass_inputs import Given
     from .passes import PassObserver
 
 _numbers = itertools.count(1)
@@ -41,7 +42,7 @@ class CompiledCode:
         self._observer = observer
         self._attachment = attachment
         self._taps: list[_Tap] = []
-        self._watched: list[weakref.ref[nn.Module]] = []
+        self._pass_hooks: list[_PassHook] = []
         self._lock = threading.Lock()
         self._compiling = False
 
@@ -53,21 +54,24 @@ class CompiledCode:
     def __deepcopy__(self, _memo: dict[int, Any]) -> CompiledCode:
         return self
 
-    def begin_hook(self, module: nn.Module, reading: Reading) -> Callable[..., Any]:
-        """A forward pre-hook that begins a pass of `module`."""
-        return functools.partial(compiled_hooks.begin, self._watch(module), reading)
+    def add_begin(self, module: nn.Module, hooks: PassHooks) -> Callable[..., Any]:
+        """The forward pre-hook that begins a pass of `module`, noted before it is put on."""
+        return self._add_pass_hook(module, hooks, hooks.begin, compiled_hooks.begin, hooks.reading)
 
-    def begin_encoder_hook(self, module: nn.Module, reading: Reading) -> Callable[..., Any]:
-        """A forward pre-hook that tells of the encoder."""
-        return functools.partial(compiled_hooks.begin_encoder, self._watch(module), reading)
+    def add_begin_encoder(self, module: nn.Module, hooks: PassHooks) -> Callable[..., Any]:
+        """The forward pre-hook that tells of the encoder, noted before it is put on."""
+        return self._add_pass_hook(module, hooks, hooks.begin_encoder, compiled_hooks.begin_encoder, hooks.reading)
 
-    def end_hook(self, module: nn.Module) -> Callable[..., Any]:
-        """A forward hook that ends the pass of `module`."""
-        return functools.partial(compiled_hooks.end, self._watch(module))
+    def add_end(self, module: nn.Module, hooks: PassHooks) -> Callable[..., Any]:
+        """The forward hook that ends the pass of `module`, noted before it is put on."""
+        return self._add_pass_hook(module, hooks, hooks.end, compiled_hooks.end)
 
-    def _watch(self, module: nn.Module) -> compiled_hooks.Slot:
-        self._watched.append(weakref.ref(module))
-        return compiled_hooks.Slot(self.order, len(self._watched) - 1, id(module))
+    def _add_pass_hook(
+        self, module: nn.Module, hooks: PassHooks, plain: Callable[..., Any], traceable: Callable[..., Any], *bound: Any
+    ) -> Callable[..., Any]:
+        slot = compiled_hooks.Slot(self.order, len(self._pass_hooks), id(module))
+        self._pass_hooks.append(_PassHook(hooks, plain, functools.partial(traceable, slot, *bound)))
+        return plain
 
     def add_tap(self, module: nn.Module, native: Callable[..., Any], place: Place) -> None:
         """Note a native tap before it is put on `module`, at this place."""
@@ -108,7 +112,14 @@ class CompiledCode:
                     of_module = compiled_hooks.Slot(self.order, slot, id(module), tap.argument)
                     traceable = functools.partial(hook, of_module, tap.field)
                     self._attachment.exchange(module, tap.native, traceable)
+            for each in self._pass_hooks:
+                if each.hooks.module is not None:
+                    self._attachment.exchange(each.hooks.module, each.plain, each.traceable)
             self._compiling = True
+
+    def pass_hooks(self, slot: int) -> PassHooks:
+        """What tells of the passes of the module in this slot."""
+        return self._pass_hooks[slot].hooks
 
     def native(self, slot: int) -> Callable[..., Any]:
         """The native tap in this slot."""
@@ -130,16 +141,16 @@ class CompiledCode:
             self._call(tap.native, tap.module(), (), type(type_name, (), {})())
 
     def begin(self, slot: int, given: Given, counted: torch.Tensor | int, entry: FrameType) -> None:
-        module = self._watched[slot]()
+        module = self.pass_hooks(slot).module
         if module is not None:
             self._call(self._observer.begin_compiled, module, given, counted, entry)
 
     def begin_encoder(self, slot: int, given: Given) -> None:
-        if self._watched[slot]() is not None:
-            self._call(self._observer.begin_compiled_encoder, given)
+        if self.pass_hooks(slot).module is not None:
+            self._call(self._observer.begin_encoder, given)
 
     def end(self, slot: int) -> None:
-        module = self._watched[slot]()
+        module = self.pass_hooks(slot).module
         if module is not None:
             self._call(self._observer.end, module)
 
@@ -150,6 +161,12 @@ class CompiledCode:
         except BaseException:
             self._observer.abandon_compiled()
             raise
+
+
+class _PassHook(NamedTuple):
+    hooks: PassHooks
+    plain: Callable[..., Any]
+    traceable: Callable[..., Any]
 
 
 class _Tap(NamedTuple):
@@ -164,5 +181,9 @@ def _forget_compiled_code() -> None:
     """`torch.compiler.reset`, which also forgets who watches the compiler: not so here."""
     starting, ending = list(callback_handler.start_callbacks), list(callback_handler.end_callbacks)
     torch.compiler.reset()
+    # What is plain is not compiled by itself, nor what it calls, when it is called on the way into compiled code.
+    # torch.compiler.disable does the same and takes 7 µs a call, compiler or not.
+    for hook in (PassHooks.begin, PassHooks.begin_encoder, PassHooks.end):
+        set_code_exec_strategy(hook.__code__, _FrameExecStrategy(_FrameAction.SKIP, _FrameAction.SKIP))
     callback_handler.start_callbacks.extend(starting)
     callback_handler.end_callbacks.extend(ending)

@@ -74,7 +74,7 @@ def _trace_begin(slot: Slot, reading: Reading, module: Any, args: Any, kwargs: A
 def begin(slot: Slot, _reading: Reading, module: Any, args: Any, kwargs: Any) -> None:
     running = _running(slot)
     if running is not None:
-        running.observer.begin(module, args, kwargs)
+        running.pass_hooks(slot.number).begin(module, args, kwargs)
 
 
 def _trace_begin_encoder(slot: Slot, reading: Reading, module: Any, args: Any, kwargs: Any) -> None:
@@ -87,7 +87,7 @@ def _trace_begin_encoder(slot: Slot, reading: Reading, module: Any, args: Any, k
 def begin_encoder(slot: Slot, _reading: Reading, module: Any, args: Any, kwargs: Any) -> None:
     running = _running(slot)
     if running is not None:
-        running.observer.begin_encoder(module, args, kwargs)
+        running.pass_hooks(slot.number).begin_encoder(module, args, kwargs)
 
 
 def _trace_end(slot: Slot, module: Any, _args: Any, _output: Any) -> None:
@@ -96,10 +96,10 @@ def _trace_end(slot: Slot, module: Any, _args: Any, _output: Any) -> None:
 
 
 @_hook(_trace_end)
-def end(slot: Slot, module: Any, _args: Any, output: Any) -> None:
+def end(slot: Slot, module: Any, args: Any, output: Any) -> None:
     running = _running(slot)
     if running is not None:
-        running.observer.end(module, output)
+        running.pass_hooks(slot.number).end(module, args, output)
 
 
 def _trace_tap_input(slot: Slot, field: str, module: Any, args: Any, kwargs: Any) -> None:

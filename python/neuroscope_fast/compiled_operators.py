@@ -19,15 +19,14 @@ from torch._library.custom_ops import CustomOpDef
 from .pass_inputs import Given
 
 if TYPE_CHECKING:
-    from .passes import PassObserver
+    from .pass_hooks import PassHooks
 
 
 class Receiver(Protocol):
     """A running capture. `slot` numbers its taps, or the modules whose passes it watches."""
 
-    @property
-    def observer(self) -> PassObserver:
-        """Who is told of passes."""
+    def pass_hooks(self, slot: int) -> PassHooks:
+        """What tells of the passes of the module in this slot."""
 
     def native(self, slot: int) -> Callable[..., Any]:
         """The native tap in this slot."""

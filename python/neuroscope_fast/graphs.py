@@ -32,7 +32,7 @@ class Passes(Protocol):
     """Who is told of the passes of a replay, which have begun inside the call of the frame `entry`."""
 
     def begin_compiled(self, module: nn.Module, given: Given, counted: int, entry: FrameType) -> None: ...
-    def begin_compiled_encoder(self, given: Given) -> None: ...
+    def begin_encoder(self, given: Given) -> None: ...
     def end(self, module: nn.Module) -> None: ...
 
 
@@ -125,7 +125,7 @@ class RecordedGraph:
             self.native.store(stored, event.calls, stream)
             stored = event.calls
             if isinstance(event, _BegunEncoder):
-                passes.begin_compiled_encoder(event.given)
+                passes.begin_encoder(event.given)
                 continue
             module = event.module()
             if module is None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from .graphs import GraphWatch
+from .pass_hooks import PassHooks
 from .pass_inputs import (
     CACHES,
     DECODER_TOKENS,
@@ -20,7 +21,6 @@ from .pass_inputs import (
     UNKNOWN_OFFSET,
     Given,
     Reading,
-    look_up,
     padded_ranges,
     padding,
     parameter_names,
@@ -43,10 +43,28 @@ class _Pass(NamedTuple):
     """A pass of a module that has begun on this thread."""
 
     module: nn.Module
-    read: int  # tokens in the cache once it has ended, or UNKNOWN_OFFSET
-    guessed: bool  # what it reads was taken from the first tensor among its inputs
-    entry: FrameType | None = None  # of a pass inside compiled code: the frame that called that code
-    mask: torch.Tensor | None = None  # its attention mask, as it was given
+    frame: FrameType
+    """The call of the module; of a pass inside compiled code, the frame that called that code."""
+    given: Given
+    offset: int
+    """Tokens in the cache before it, or UNKNOWN_OFFSET."""
+    cache_counts: bool
+    """The cache says itself how many tokens are in it."""
+    is_told: bool
+    """The session was told of it, and is to be told of its end."""
+    compiled: bool
+
+    @property
+    def read(self) -> int:
+        """Tokens in the cache once it has ended, or UNKNOWN_OFFSET."""
+        return UNKNOWN_OFFSET if self.offset == UNKNOWN_OFFSET else self.offset + self.given.length
+
+    def tells_of(self, inner: Given) -> bool:
+        """Whether all that counts of a pass within this one is known already. Not of a prefill, where an inner model
+        may be the first to be given a mask of padding.
+        """
+        given = self.given
+        return self.offset != 0 and given.length > 0 and not given.guessed and inner.cache is given.cache
 
 
 class PassObserver:
@@ -61,21 +79,21 @@ class PassObserver:
         self._session = session
         self._graphs = GraphWatch(session)
         encoder = encoder_of(model)
-        # A copy that a user makes of the model in the block has these hooks too; it is not the model that is captured.
-        self._watched = weakref.WeakSet(_models_on_the_way(model, hooked, encoder))
-        self._encoder = weakref.ref(encoder) if encoder is not None else None
-        self._readings: weakref.WeakKeyDictionary[nn.Module, Reading] = weakref.WeakKeyDictionary()
-        for module in self._watched:
+        self._hooks: list[PassHooks] = []
+        for module in _models_on_the_way(model, hooked, encoder):
             names = parameter_names(module)
             of_decoder = encoder is not None and (module is model or bool(set(DECODER_TOKENS) & set(names)))
-            self._readings[module] = Reading(
+            reading = Reading(
                 names,
                 DECODER_TOKENS if of_decoder else TOKENS,
                 "decoder_attention_mask" if of_decoder else "attention_mask",
                 may_guess=module is model and encoder is None,
             )
+            self._hooks.append(PassHooks(self, module, reading))
+        self._encoder_hooks: PassHooks | None = None
         if encoder is not None:
-            self._readings[encoder] = Reading(parameter_names(encoder), TOKENS, "attention_mask", may_guess=False)
+            reading = Reading(parameter_names(encoder), TOKENS, "attention_mask", may_guess=False)
+            self._encoder_hooks = PassHooks(self, encoder, reading)
         # Tokens that went through each cache, for caches that do not count them (state-space models).
         self._read: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
         self._thread = threading.local()
@@ -115,34 +133,37 @@ class PassObserver:
     def mask(self) -> torch.Tensor | None:
         """The attention mask that the innermost pass on this thread was given."""
         passes: list[_Pass] = getattr(self._thread, "passes", [])
-        return next((each.mask for each in reversed(passes) if each.mask is not None), None)
+        return next((each.given.mask for each in reversed(passes) if each.given.mask is not None), None)
 
     def attach_first(self, attachment: Attachment, compiled: CompiledCode) -> None:
         """The hooks that open a pass; to be put on before any tap."""
-        for module in self._watched:
-            attachment.add_pre_hook(module, compiled.begin_hook(module, self._readings[module]))
-        encoder = self._encoder() if self._encoder is not None else None
-        if encoder is not None:
-            attachment.add_pre_hook(encoder, compiled.begin_encoder_hook(encoder, self._readings[encoder]))
+        for hooks in self._hooks:
+            if hooks.module is not None:
+                attachment.add_pre_hook(hooks.module, compiled.add_begin(hooks.module, hooks))
+        encoder = self._encoder_hooks
+        if encoder is not None and encoder.module is not None:
+            attachment.add_pre_hook(encoder.module, compiled.add_begin_encoder(encoder.module, encoder))
 
     def attach_last(self, attachment: Attachment, compiled: CompiledCode) -> None:
         """The hooks that end a pass; to be put on after all taps."""
-        for module in self._watched:
-            attachment.add_hook(module, compiled.end_hook(module), always_call=True)
+        for hooks in self._hooks:
+            if hooks.module is not None:
+                attachment.add_hook(hooks.module, compiled.add_end(hooks.module, hooks), always_call=True)
 
-    def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """A pass of `module` begins with these arguments."""
-        if module not in self._watched:
-            return
-        given = look_up(self._readings[module], args, kwargs)
+    def begin(self, module: nn.Module, given: Given) -> None:
+        """A pass of `module` begins, which was given this."""
         graph = self._graphs.here()
         if graph is not None:
             graph.begin(module, given, tokens_counted_by(given.cache))
             return
         passes = self._open_passes(module)
-        offset = self._tokens_in(given.cache)
-        read = self._begin_pass(passes, given, offset)
-        passes.append(_Pass(module, read, given.guessed, mask=given.mask))
+        frame = _module_call(sys._getframe(1))
+        if passes and given.cache is not None and passes[-1].tells_of(given):
+            passes.append(passes[-1]._replace(module=module, frame=frame, given=given, is_told=False, compiled=False))
+            return
+        offset, counts = self._tokens_in(given.cache)
+        self._begin_pass(passes, given, offset)
+        passes.append(_Pass(module, frame, given, offset, counts, is_told=True, compiled=False))
 
     def begin_compiled(self, module: nn.Module, given: Given, counted: torch.Tensor | int, entry: FrameType) -> None:
         """A pass of `module` begins in compiled code or a CUDA graph; `entry`, on this thread's stack, has called it.
@@ -155,22 +176,22 @@ class PassObserver:
             graph.begin(module, given, counted)
             return
         offset = read_count(counted)
-        passes = self._open_passes(module, entry)
+        passes = self._open_passes(module)
         if offset == UNKNOWN_OFFSET:
             self._read.clear()  # one of these caches, or another
-        read = self._begin_pass(passes, given, offset)
-        passes.append(_Pass(module, read, given.guessed, entry, given.mask))
+        self._begin_pass(passes, given, offset)
+        passes.append(_Pass(module, entry, given, offset, cache_counts=False, is_told=True, compiled=True))
 
-    def _begin_pass(self, passes: list[_Pass], given: Given, offset: int) -> int:
-        """Tell the session; returns the tokens in the cache once the pass has ended, or UNKNOWN_OFFSET."""
+    def _begin_pass(self, passes: list[_Pass], given: Given, offset: int) -> None:
+        """Tell the session."""
         real = padding(given.mask, given.batch, given.length, offset)
         decode = offset != 0 and given.length == 1
         # An inner model may be given its mask in another form, or none.
         if offset == 0 and not given.guessed and given.length > 0 and (real or not passes):
             rows = [real[row * given.length : (row + 1) * given.length] for row in range(given.batch)] if real else []
             self._thread.first_real = [max(row.find(1), 0) for row in rows] or [0] * given.batch
-            self._note_padding(rows, is_outermost=all(outer.guessed for outer in passes))
-        if not given.guessed and all(outer.guessed for outer in passes):
+            self._note_padding(rows, is_outermost=all(outer.given.guessed for outer in passes))
+        if not given.guessed and all(outer.given.guessed for outer in passes):
             self._count(sum(real) if real else given.batch * given.length, decode)
         self._session.begin_step(
             decode=decode,
@@ -182,7 +203,6 @@ class PassObserver:
             guessed=given.guessed,
             continues_encoder=given.continues_encoder,
         )
-        return UNKNOWN_OFFSET if offset == UNKNOWN_OFFSET else offset + given.length
 
     def _note_padding(self, rows: list[bytes], *, is_outermost: bool) -> None:
         """Of the first pass of a prompt, and of the passes of inner models within it."""
@@ -192,12 +212,7 @@ class PassObserver:
             if self._thread.is_first and not self._padding:
                 self._padding = [padded_ranges(row) for row in rows]
 
-    def begin_encoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """The encoder is about to read its sequence, given in these arguments."""
-        if self._encoder is not None and module is self._encoder():
-            self.begin_compiled_encoder(look_up(self._readings[module], args, kwargs))
-
-    def begin_compiled_encoder(self, given: Given) -> None:
+    def begin_encoder(self, given: Given) -> None:
         """The encoder is about to read this."""
         graph = self._graphs.here()
         if graph is not None:
@@ -212,38 +227,40 @@ class PassObserver:
         self._session.begin_encoder(batch=given.batch, length=given.length, mask=real)
 
     def end(self, module: nn.Module, output: Any = None) -> None:
-        """The pass of `module` has ended; an output that holds a cache tells whose length is known from now on."""
+        """The pass of `module` has ended; an output that holds a cache tells whose length is known from now on, if it
+        does not say so itself.
+        """
         graph = self._graphs.here()
         if graph is not None and graph.end(module):
             return
         passes: list[_Pass] = getattr(self._thread, "passes", [])
-        if not passes or module not in self._watched:
-            return
-        if passes[-1].module is not module and all(each.module is not module for each in passes):
+        if all(each.module is not module for each in reversed(passes)):
             return
         while passes[-1].module is not module:  # left by an exception
             self._end_last(passes)
         ended = self._end_last(passes)
-        if output is None or isinstance(output, torch.Tensor) or not isinstance(output, Mapping):
+        if ended.cache_counts or ended.read == UNKNOWN_OFFSET or not isinstance(output, Mapping):
             return
         cache = next((output[name] for name in CACHES if name in output), None)
-        if cache is not None and ended.read != UNKNOWN_OFFSET:
-            with contextlib.suppress(TypeError):  # not a thing that can be remembered: its length stays unknown
-                self._read[cache] = ended.read
+        if cache is None:
+            return
+        with contextlib.suppress(TypeError):  # not a thing that can be remembered: its length stays unknown
+            self._read[cache] = ended.read
 
     def abandon_compiled(self) -> None:
         """Compiled code on this thread is left by an exception: it ends none of its passes."""
         passes: list[_Pass] = getattr(self._thread, "passes", [])
-        while passes and passes[-1].entry is not None:
+        while passes and passes[-1].compiled:
             self._end_last(passes)
 
     def _end_last(self, passes: list[_Pass]) -> _Pass:
         ended = passes.pop()
-        self._session.end_step()
+        if ended.is_told:
+            self._session.end_step()
         return ended
 
-    def _open_passes(self, beginning: nn.Module, entry: FrameType | None = None) -> list[_Pass]:
-        """The passes around the one that `beginning` is about to begin, in compiled code if there is an `entry`.
+    def _open_passes(self, beginning: nn.Module) -> list[_Pass]:
+        """The passes around the one that `beginning` is about to begin.
 
         A KeyboardInterrupt, and any exception in compiled code, ends a pass without torch calling any hook: such passes
         are ended here.
@@ -253,15 +270,10 @@ class PassObserver:
             passes = self._thread.passes = []
         while passes:
             last = passes[-1]
-            if last.entry is not None:
-                # The compiler has unrolled what calls itself: a second pass of the module is not inside the first.
-                if last.module is not beginning and _is_on_stack(last.entry):
-                    break
-            else:
-                called = entry is None and last.module is beginning
-                calls = sum(each.module is last.module and each.entry is None for each in passes) + called
-                if _is_running(last.module, calls):
-                    break
+            # The compiler has unrolled what calls itself: a second pass of the module is not inside the first.
+            is_over = last.compiled and last.module is beginning
+            if not is_over and _is_on_stack(last.frame):
+                break
             self._end_last(passes)
         return passes
 
@@ -272,19 +284,21 @@ class PassObserver:
             else:
                 self._prefill_tokens += tokens
 
-    def _tokens_in(self, cache: Any) -> int:
-        """The tokens in a cache before the pass: its own count, or what this observer has seen go through it."""
+    def _tokens_in(self, cache: Any) -> tuple[int, bool]:
+        """The tokens in a cache before the pass: its own count, or what this observer has seen go through it; and
+        whether it is its own.
+        """
         if cache is None:
-            return 0
+            return 0, False
         counted = tokens_counted_by(cache)
         try:
             if counted is not None:
-                return read_count(counted)
+                return read_count(counted), True
             if cache in self._read:
-                return self._read[cache]
+                return self._read[cache], False
         except (TypeError, ValueError):
             pass  # what it answers is no number, or it cannot be remembered
-        return tokens_seen_in(cache)
+        return tokens_seen_in(cache), False
 
 
 def encoder_of(model: nn.Module) -> nn.Module | None:
@@ -304,14 +318,12 @@ def _is_on_stack(frame: FrameType) -> bool:
     return each is not None
 
 
-def _is_running(module: nn.Module, calls: int) -> bool:
-    """Whether so many calls of `module` are on this thread's stack; the search ends at the last one needed."""
-    frame = sys._getframe(1)
-    while frame is not None and calls > 0:
-        if frame.f_code.co_name == "_call_impl" and frame.f_locals.get("self") is module:
-            calls -= 1
-        frame = frame.f_back  # type: ignore[assignment]
-    return calls == 0
+def _module_call(hook: FrameType) -> FrameType:
+    """The module's call that the frame of one of its hooks belongs to."""
+    frame: FrameType | None = hook
+    while frame is not None and frame.f_code.co_name != "_call_impl":
+        frame = frame.f_back
+    return hook if frame is None else frame
 
 
 def _models_on_the_way(model: nn.Module, hooked: list[str], encoder: nn.Module | None) -> list[nn.Module]:
