@@ -14,8 +14,8 @@ from torch import nn
 
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 1e-2}
 UNSCALED = 2e-6
-"""For T5 in float32, whose scores are not divided by the root of the head size: their rounding is larger by as much, and
-differs between processors.
+"""For T5 in float32, whose scores are not divided by the root of the head size: by so much larger is their rounding,
+which differs between processors.
 """
 NEW_TOKENS = 4
 LENGTHS = (7, 3)
@@ -78,7 +78,7 @@ def test_decoders(name: str, dtype: torch.dtype) -> None:
         assert len(cap.result[hook_id]) == NEW_TOKENS
         for stored, record in zip(cap.result[hook_id], cap.result[hook_id].records, strict=True):
             real = inputs["attention_mask"] != 0 if record.step == 0 else None
-            compare(stored, expected[record.step][layer], dtype, real, record)
+            compare(stored, expected[record.step][layer], TOLERANCE[dtype], real, record)
             if record.step:
                 assert record.positions == [LENGTHS[0] + record.step - 1]
 
@@ -111,7 +111,7 @@ def test_an_encoder() -> None:
     attentions = eager_copy(model)(**inputs, output_attentions=True).attentions
     for hook_id, attention in zip(cap.hook_ids, attentions, strict=True):
         (stored,), (record,) = cap.result[hook_id], cap.result[hook_id].records
-        compare(stored, attention, torch.float32, inputs["attention_mask"] != 0, record)
+        compare(stored, attention, TOLERANCE[torch.float32], inputs["attention_mask"] != 0, record)
 
 
 @pytest.mark.parametrize("name", ENCODER_DECODERS)
