@@ -14,6 +14,7 @@ import pytest
 import torch
 from conftest import hook_state
 from neuroscope_fast import compiled_operators
+from neuroscope_fast.pass_hooks import PassHooks
 from torch import nn
 from torch._dynamo import aot_compile
 from torch._dynamo.callback import callback_handler
@@ -201,6 +202,21 @@ def test_what_watches_the_compiler_goes_on_watching(tiny: nn.Module) -> None:
     compiled(IDS)
     assert len(seen) == 2
     assert callback_handler.start_callbacks == [seen.append]
+
+
+def test_hooks_of_passes_are_plain_until_the_compiler_starts(tiny: nn.Module) -> None:
+    """torch.compiler.disable, which the others need, takes several microseconds a call."""
+    with nsf.capture(tiny, TINY_HOOKS) as cap:
+        (before,), (after,) = tiny._forward_pre_hooks.values(), tiny._forward_hooks.values()
+        assert isinstance(before.__self__, PassHooks)
+        assert isinstance(after.__self__, PassHooks)
+        compiled = torch.compile(tiny, backend="eager")
+        compiled(IDS)
+        assert list(tiny._forward_pre_hooks.values()) != [before]
+        assert list(tiny._forward_hooks.values()) != [after]
+    assert not tiny._forward_pre_hooks
+    assert not tiny._forward_hooks
+    assert [record.step for record in cap.result["logits"].records] == [0]
 
 
 def test_compiled_in_the_block(tiny: nn.Module) -> None:

@@ -45,6 +45,47 @@ def test_an_interrupt_inside_a_forward_ends_its_step(llama: nn.Module) -> None:
     ]
 
 
+def test_an_interrupted_decode_step_is_over(llama: nn.Module) -> None:
+    """The same cache goes on, in the root or in the inner model called directly: no part of the interrupted step."""
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    cache = DynamicCache(config=llama.config)
+    with nsf.capture(llama, {**RESIDUAL, "positions": [0, 6, 7]}) as cap:
+        llama(IDS, past_key_values=cache)
+        for go_on in (llama, llama.get_submodule("model")):
+            handle = llama.get_submodule("model.layers.0").register_forward_pre_hook(interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                llama(IDS[:, :1], past_key_values=cache)  # before a token has come into the cache
+            handle.remove()
+            go_on(IDS[:, :1], past_key_values=cache)
+    assert [(r.step, r.call, r.positions) for r in cap.result["x"].records] == [(0, 0, [0]), (2, 0, [6]), (4, 0, [7])]
+
+
+class Again(nn.Module):
+    """Its first pass holds a second one of itself."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, input_ids: torch.Tensor, past_key_values: Any = None, *, again: bool = True) -> Any:
+        if again:
+            self(input_ids, past_key_values, again=False)
+        return self.inner(input_ids, past_key_values=past_key_values)
+
+
+def test_a_model_that_calls_itself(llama: nn.Module) -> None:
+    cache = DynamicCache(config=llama.config)
+    model = Again(llama)
+    with nsf.capture(model, {**RESIDUAL, "layer_name": "inner.model.layers.0"}) as cap:
+        model(IDS, cache)
+        model(IDS[:, :1], cache)
+        model(IDS[:, :1], cache)
+    assert [(r.step, r.call) for r in cap.result["x"].records] == [(step, call) for step in range(3) for call in (0, 1)]
+
+
 @pytest.mark.parametrize(("positions", "kept"), [("all", [5, 6, 7]), ("last", [5, 6, 7]), ([0], []), ([5, 7], [5, 7])])
 def test_logits_of_a_generation_say_which_positions_they_are(llama: nn.Module, positions: Any, kept: list[int]) -> None:
     hook = {"layer_name": "lm_head", "component": "logits", "hook_id": "x", "positions": positions}
