@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import weakref
 from typing import Any
@@ -61,6 +62,95 @@ def test_an_interrupted_decode_step_is_over(llama: nn.Module) -> None:
             handle.remove()
             go_on(IDS[:, :1], past_key_values=cache)
     assert [(r.step, r.call, r.positions) for r in cap.result["x"].records] == [(0, 0, [0]), (2, 0, [6]), (4, 0, [7])]
+
+
+def test_a_decode_step_that_reads_a_padded_prompt_too(llama: nn.Module) -> None:
+    """As contrastive decoding does: the first pass of the block goes on with a cache, and holds a prefill."""
+
+    class Contrast(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = llama
+
+        def forward(self, input_ids: torch.Tensor, past_key_values: Any) -> Any:
+            self.inner(IDS, attention_mask=LEFT)
+            return self.inner(input_ids, past_key_values=past_key_values)
+
+    cache = DynamicCache(config=llama.config)
+    llama(IDS, past_key_values=cache)
+    model = Contrast()
+    with nsf.capture(model, {**RESIDUAL, "layer_name": "inner.model.layers.0"}) as cap:
+        model(IDS[:, :1], cache)
+    assert [(r.step, r.call, r.shape[1]) for r in cap.result["x"].records] == [(0, 0, 6), (0, 1, 1)]
+
+
+class Chunked(nn.Module):
+    """Reads its tokens two by two, and returns no cache."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, input_ids: torch.Tensor, cache_params: Any) -> torch.Tensor:
+        parts = [self.inner(part, cache_params=cache_params, use_cache=True).logits for part in input_ids.split(2, 1)]
+        return torch.cat(parts, 1)
+
+
+def test_inner_passes_are_counted_for_a_cache_that_does_not_count() -> None:
+    """Six tokens, four in two inner passes of one, then one: its position is 10."""
+    mamba = architectures.build("mamba")
+    model = Chunked(mamba)
+    hook = {"layer_name": "inner.backbone.layers.0", "component": "residual", "hook_id": "x", "positions": [10]}
+    with nsf.capture(model, hook) as cap:
+        cache = mamba(IDS[1:], use_cache=True).cache_params
+        model(IDS[1:, :4], cache)
+        mamba(IDS[1:, :1], cache_params=cache, use_cache=True)
+    assert [(r.step, r.positions) for r in cap.result["x"].records] == [(2, [10])]
+
+
+def test_an_interrupted_pass_keeps_nothing_alive(llama: nn.Module) -> None:
+    """The frames of whoever called it, with a cache that may fill a GPU, and the cache itself."""
+
+    class Large:
+        pass
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    def user() -> tuple[weakref.ref[Any], weakref.ref[Any]]:
+        local, cache = Large(), DynamicCache(config=llama.config)
+        handle = llama.get_submodule("model.layers.1").register_forward_pre_hook(interrupt)
+        try:
+            llama(IDS, past_key_values=cache)
+        except KeyboardInterrupt:
+            pass
+        finally:
+            handle.remove()
+        return weakref.ref(local), weakref.ref(cache)
+
+    with nsf.capture(llama, RESIDUAL):
+        left = user()
+        gc.collect()
+        assert [each() for each in left] == [None, None]
+
+
+def test_a_capture_that_is_dropped_is_freed_at_once(llama: nn.Module) -> None:
+    """Its tensors too: they may be gigabytes, and the cyclic collector may not come for long."""
+    gc.collect()
+    gc.disable()
+    try:
+        with nsf.capture(llama, RESIDUAL) as cap:
+            llama(IDS)
+            (hook,) = llama._forward_pre_hooks.values()
+            observer = weakref.ref(hook.__self__._observer)
+            copied = copy.deepcopy(llama)  # with the hooks
+            del hook
+        assert observer() is not None
+        del cap
+        assert observer() is None
+        copied(IDS)
+    finally:
+        gc.enable()
 
 
 class Again(nn.Module):

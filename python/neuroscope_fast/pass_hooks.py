@@ -33,7 +33,7 @@ class PassHooks:
     """Hooks of one module. A copy that a user makes of the model in the block has them too, and is not observed."""
 
     def __init__(self, observer: Observer, module: nn.Module, reading: Reading):
-        self._observer = observer
+        self._observer: Observer | None = observer
         self._module = weakref.ref(module)
         self.reading = reading
 
@@ -42,20 +42,27 @@ class PassHooks:
         """The module itself; None when it is gone."""
         return self._module()
 
+    def stop(self) -> None:
+        """From now on the hooks do nothing, where another thread or a copy of the model calls them still."""
+        self._observer = None
+
     def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """A forward pre-hook that is given the keyword arguments: a pass of the module begins."""
-        if module is self._module():
-            self._observer.begin(module, look_up(self.reading, args, kwargs))
+        observer = self._observer
+        if observer is not None and module is self._module():
+            observer.begin(module, look_up(self.reading, args, kwargs))
 
     def begin_encoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """The same for the encoder, which is about to read its sequence."""
-        if module is self._module():
-            self._observer.begin_encoder(look_up(self.reading, args, kwargs))
+        observer = self._observer
+        if observer is not None and module is self._module():
+            observer.begin_encoder(look_up(self.reading, args, kwargs))
 
     def end(self, module: nn.Module, _args: object, output: Any = None) -> None:
         """A forward hook: the pass has ended."""
-        if module is self._module():
-            self._observer.end(module, output)
+        observer = self._observer
+        if observer is not None and module is self._module():
+            observer.end(module, output)
 
     def __deepcopy__(self, _memo: dict[int, Any]) -> PassHooks:
         return self

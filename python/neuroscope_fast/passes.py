@@ -40,31 +40,25 @@ if TYPE_CHECKING:
 
 
 class _Pass(NamedTuple):
-    """A pass of a module that has begun on this thread."""
+    """A pass of a module that has begun on this thread. Of an interrupted one it keeps alive no more than the mask."""
 
     module: nn.Module
-    frame: FrameType
-    """The call of the module; of a pass inside compiled code, the frame that called that code."""
-    given: Given
-    offset: int
-    """Tokens in the cache before it, or UNKNOWN_OFFSET."""
+    call: int
+    """The id of the frame that is the call of the module."""
+    read: int
+    """Tokens in the cache once it has ended, or UNKNOWN_OFFSET."""
     cache_counts: bool
     """The cache says itself how many tokens are in it."""
+    guessed: bool
+    """What it reads was taken from the first tensor among its inputs."""
+    known: bool
+    """What it reads, or one around it, was told without guessing: the session takes no facts of passes within it."""
     is_told: bool
     """The session was told of it, and is to be told of its end."""
-    compiled: bool
-
-    @property
-    def read(self) -> int:
-        """Tokens in the cache once it has ended, or UNKNOWN_OFFSET."""
-        return UNKNOWN_OFFSET if self.offset == UNKNOWN_OFFSET else self.offset + self.given.length
-
-    def tells_of(self, inner: Given) -> bool:
-        """Whether all that counts of a pass within this one is known already. Not of a prefill, where an inner model
-        may be the first to be given a mask of padding.
-        """
-        given = self.given
-        return self.offset != 0 and given.length > 0 and not given.guessed and inner.cache is given.cache
+    mask: torch.Tensor | None
+    """Its attention mask, as it was given."""
+    entry: FrameType | None = None
+    """Of a pass inside compiled code: the frame that called that code."""
 
 
 class PassObserver:
@@ -111,6 +105,14 @@ class PassObserver:
         """The CUDA graphs that the model runs as."""
         return self._graphs
 
+    def stop(self) -> None:
+        """Observe no longer, and let go of what a pass that was interrupted has left. Can be called again."""
+        self._graphs.stop()
+        for hooks in (*self._hooks, self._encoder_hooks):
+            if hooks is not None:
+                hooks.stop()
+        self._thread = threading.local()
+
     def usage(self) -> Usage:
         """The tokens that the model has read: padding not counted, and the last sampled token of a generation, which
         the model never reads, neither.
@@ -133,7 +135,7 @@ class PassObserver:
     def mask(self) -> torch.Tensor | None:
         """The attention mask that the innermost pass on this thread was given."""
         passes: list[_Pass] = getattr(self._thread, "passes", [])
-        return next((each.given.mask for each in reversed(passes) if each.given.mask is not None), None)
+        return next((each.mask for each in reversed(passes) if each.mask is not None), None)
 
     def attach_first(self, attachment: Attachment, compiled: CompiledCode) -> None:
         """The hooks that open a pass; to be put on before any tap."""
@@ -156,14 +158,10 @@ class PassObserver:
         if graph is not None:
             graph.begin(module, given, tokens_counted_by(given.cache))
             return
-        passes = self._open_passes(module)
         frame = _module_call(sys._getframe(1))
-        if passes and given.cache is not None and passes[-1].tells_of(given):
-            passes.append(passes[-1]._replace(module=module, frame=frame, given=given, is_told=False, compiled=False))
-            return
+        passes = self._open_passes(module, frame.f_back)
         offset, counts = self._tokens_in(given.cache)
-        self._begin_pass(passes, given, offset)
-        passes.append(_Pass(module, frame, given, offset, counts, is_told=True, compiled=False))
+        self._begin_pass(passes, module, given, offset, cache_counts=counts, call=id(frame))
 
     def begin_compiled(self, module: nn.Module, given: Given, counted: torch.Tensor | int, entry: FrameType) -> None:
         """A pass of `module` begins in compiled code or a CUDA graph; `entry`, on this thread's stack, has called it.
@@ -176,22 +174,41 @@ class PassObserver:
             graph.begin(module, given, counted)
             return
         offset = read_count(counted)
-        passes = self._open_passes(module)
+        passes = self._open_passes(module, sys._getframe(1))
         if offset == UNKNOWN_OFFSET:
             self._read.clear()  # one of these caches, or another
-        self._begin_pass(passes, given, offset)
-        passes.append(_Pass(module, entry, given, offset, cache_counts=False, is_told=True, compiled=True))
+        self._begin_pass(passes, module, given, offset, cache_counts=False, entry=entry)
 
-    def _begin_pass(self, passes: list[_Pass], given: Given, offset: int) -> None:
-        """Tell the session."""
+    def _begin_pass(
+        self,
+        passes: list[_Pass],
+        module: nn.Module,
+        given: Given,
+        offset: int,
+        *,
+        cache_counts: bool,
+        call: int = 0,
+        entry: FrameType | None = None,
+    ) -> None:
+        known_around = bool(passes) and passes[-1].known
+        # Within what is known only a prefill has something to say: an inner model may be the first to be given padding.
+        is_told = offset == 0 or not known_around
+        if is_told:
+            self._tell(passes, given, offset)
+        read = UNKNOWN_OFFSET if offset == UNKNOWN_OFFSET else offset + given.length
+        known = known_around or (given.length > 0 and not given.guessed)
+        passes.append(_Pass(module, call, read, cache_counts, given.guessed, known, is_told, given.mask, entry))
+
+    def _tell(self, passes: list[_Pass], given: Given, offset: int) -> None:
+        """Tell the session of a pass that begins within `passes`."""
         real = padding(given.mask, given.batch, given.length, offset)
         decode = offset != 0 and given.length == 1
         # An inner model may be given its mask in another form, or none.
         if offset == 0 and not given.guessed and given.length > 0 and (real or not passes):
             rows = [real[row * given.length : (row + 1) * given.length] for row in range(given.batch)] if real else []
             self._thread.first_real = [max(row.find(1), 0) for row in rows] or [0] * given.batch
-            self._note_padding(rows, is_outermost=all(outer.given.guessed for outer in passes))
-        if not given.guessed and all(outer.given.guessed for outer in passes):
+            self._note_padding(rows, is_outermost=all(outer.guessed for outer in passes))
+        if not given.guessed and all(outer.guessed for outer in passes):
             self._count(sum(real) if real else given.batch * given.length, decode)
         self._session.begin_step(
             decode=decode,
@@ -209,7 +226,7 @@ class PassObserver:
         with self._lock:
             if is_outermost:
                 self._thread.is_first = self._padding is None
-            if self._thread.is_first and not self._padding:
+            if getattr(self._thread, "is_first", self._padding is None) and not self._padding:
                 self._padding = [padded_ranges(row) for row in rows]
 
     def begin_encoder(self, given: Given) -> None:
@@ -250,7 +267,7 @@ class PassObserver:
     def abandon_compiled(self) -> None:
         """Compiled code on this thread is left by an exception: it ends none of its passes."""
         passes: list[_Pass] = getattr(self._thread, "passes", [])
-        while passes and passes[-1].compiled:
+        while passes and passes[-1].entry is not None:
             self._end_last(passes)
 
     def _end_last(self, passes: list[_Pass]) -> _Pass:
@@ -259,8 +276,8 @@ class PassObserver:
             self._session.end_step()
         return ended
 
-    def _open_passes(self, beginning: nn.Module) -> list[_Pass]:
-        """The passes around the one that `beginning` is about to begin.
+    def _open_passes(self, beginning: nn.Module, stack: FrameType | None) -> list[_Pass]:
+        """The passes around the one that `beginning` is about to begin, whose call `stack` has called.
 
         A KeyboardInterrupt, and any exception in compiled code, ends a pass without torch calling any hook: such passes
         are ended here.
@@ -270,9 +287,11 @@ class PassObserver:
             passes = self._thread.passes = []
         while passes:
             last = passes[-1]
+            if last.entry is None:
+                if _is_running(last, stack):
+                    break
             # The compiler has unrolled what calls itself: a second pass of the module is not inside the first.
-            is_over = last.compiled and last.module is beginning
-            if not is_over and _is_on_stack(last.frame):
+            elif last.module is not beginning and _is_on_stack(last.entry):
                 break
             self._end_last(passes)
         return passes
@@ -316,6 +335,16 @@ def _is_on_stack(frame: FrameType) -> bool:
     while each is not None and each is not frame:
         each = each.f_back
     return each is not None
+
+
+def _is_running(begun: _Pass, stack: FrameType | None) -> bool:
+    """Whether the call that began this pass is among these frames. Any call of its module that is has begun a pass,
+    which would have ended this one: another frame with the same id is that of another module.
+    """
+    frame = stack
+    while frame is not None and id(frame) != begun.call:
+        frame = frame.f_back
+    return frame is not None and frame.f_locals.get("self") is begun.module
 
 
 def _module_call(hook: FrameType) -> FrameType:

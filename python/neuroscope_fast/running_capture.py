@@ -225,7 +225,7 @@ class RunningCapture:
         """Take every hook off, and those that were compiled into code too. Can be called again."""
         self._attachment.detach()
         if self._observer is not None:
-            self._observer.graphs.stop()
+            self._observer.stop()
         if self._compiled is not None:
             self._compiled.stop()
 
