@@ -75,7 +75,7 @@ class Passes:
         assert entry.f_code.co_filename == graphs.__file__
         self.told.append(("begin", module, counted, given.length))
 
-    def begin_compiled_encoder(self, given: Given) -> None:
+    def begin_encoder(self, given: Given) -> None:
         self.told.append(("encoder", given.length))
 
     def end(self, module: Any) -> None:
