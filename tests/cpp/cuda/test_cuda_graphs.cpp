@@ -1,5 +1,6 @@
 // Captures from CUDA graphs: every replay stores what it has computed, as a plain pass would have.
 #include "graph_fixture.hpp"
+#include "search_stride.hpp"
 
 namespace nsf::testing_support {
 namespace {
@@ -270,12 +271,7 @@ TEST(CudaGraphs, AFailureOfAnyCallIsSaidOrDoesNotMatter) {
         calls = count;
     }
     ASSERT_GT(calls, 40U);
-#ifdef __SANITIZE_THREAD__
-    constexpr std::uint64_t stride = 7;  // each run makes some five hundred events, and is ten times slower
-#else
-    constexpr std::uint64_t stride = 1;
-#endif
-    for (std::uint64_t n = 1; n <= calls; n += stride) {
+    for (std::uint64_t n = 1; n <= calls; n += search_stride) {
         SCOPED_TRACE("call " + std::to_string(n));
         Gpu gpu;
         gpu.forgive_leftovers = true;  // the call that failed may be one that gives something back
