@@ -21,8 +21,9 @@ $(VENV)/.installed: $(BIN)/python $(SOURCES)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt ".[test]"
 	@touch $@
 
+# Not an extra of the package, which pip would build once more to learn of two tools.
 $(VENV)/.lint: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt ".[lint]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "ruff>=0.12" "mypy>=1.15"
 	@touch $@
 
 demo: $(VENV)/.installed

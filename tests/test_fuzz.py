@@ -20,7 +20,7 @@ from mutations import mutate
 
 DRIVER = Path(fuzz_readers.__file__)
 INPUTS = {"run": 100, "metadata": 1000, "spec": 1500}
-SECONDS = 4
+SECONDS = 8
 
 
 def seeds_of(target: str) -> list[bytes]:
