@@ -320,8 +320,22 @@ def test_what_is_returned_before_a_pattern_is_not_taken_for_one() -> None:
     assert _has_probabilities(pattern.bfloat16(), with_dropout=False)
     for other in (torch.zeros(2, 3, 5, 7), torch.randn(2, 3, 5, 7), pattern * 2, pattern - 2 / 7):
         assert not _has_probabilities(other, with_dropout=False)
-    assert _has_probabilities(torch.nn.functional.dropout(pattern, 0.1), with_dropout=True)
     assert not _has_probabilities(torch.zeros(2, 3, 5, 7), with_dropout=True)
+    for other in (torch.full((2, 3, 5, 7), 0.6), -pattern, pattern - 0.1):
+        assert not _has_probabilities(other, with_dropout=True)
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 7, 7), (1, 1, 1, 63)])
+@pytest.mark.parametrize("rate", [0.1, 0.3, 0.5])
+def test_any_dropout_leaves_a_pattern_that_is_known_as_one(shape: tuple[int, ...], rate: float) -> None:
+    """A head that looks at one token mostly loses nearly all of its row when dropout takes that one."""
+    from neuroscope_fast.attention_returned import _has_probabilities
+
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(300):
+        peaked = (torch.randn(shape, generator=generator) * 4).softmax(-1)
+        dropped = peaked * (torch.rand(shape, generator=generator) >= rate) / (1 - rate)
+        assert _has_probabilities(dropped, with_dropout=True)
 
 
 def test_training_is_not_touched() -> None:

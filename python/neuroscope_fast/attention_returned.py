@@ -16,6 +16,9 @@ from .errors import CaptureError
 if TYPE_CHECKING:
     from torch import nn
 
+_MOST_AFTER_DROPOUT = 4.0
+"""What a row may add up to on average: dropout of 3/4 multiplies by that what it leaves."""
+
 
 def returned_pattern_hook(
     module: nn.Module, taps: list[ComputedAttentionTap], detach: Callable[[str], bool]
@@ -95,10 +98,14 @@ def _has_four_axes(item: Any) -> bool:
 
 
 def _has_probabilities(item: torch.Tensor, with_dropout: bool) -> bool:
-    """Whether the rows of the last query are probabilities, or zeros where that is padding. Position biases have four
-    axes, too. Waits for the device.
+    """Whether the rows are probabilities, or zeros where a query is padding. Position biases have four axes, too. Waits
+    for the device.
     """
-    rows = item[:, :, -1].to(torch.float32)
+    rows = item.to(torch.float32) if with_dropout else item[:, :, -1].to(torch.float32)
     sums = rows.sum(-1)
-    near = (sums > 0.1) if with_dropout else (sums - 1).abs() < 0.05
-    return bool(near.any() & (near | (sums == 0)).all() & (rows >= 0).all())
+    if with_dropout:  # which may take nearly all of a row, or scale it up; all rows together add up to about one each
+        right = 0 < float(sums.mean()) <= _MOST_AFTER_DROPOUT
+    else:
+        near = (sums - 1).abs() < 0.05
+        right = bool(near.any() & (near | (sums == 0)).all())
+    return right and bool((rows >= 0).all())
