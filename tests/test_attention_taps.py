@@ -320,8 +320,10 @@ def test_what_is_returned_before_a_pattern_is_not_taken_for_one() -> None:
     assert _has_probabilities(pattern.bfloat16(), with_dropout=False)
     for other in (torch.zeros(2, 3, 5, 7), torch.randn(2, 3, 5, 7), pattern * 2, pattern - 2 / 7):
         assert not _has_probabilities(other, with_dropout=False)
+    assert _has_probabilities(torch.nn.functional.dropout(pattern, 0.1), with_dropout=True)
     assert not _has_probabilities(torch.zeros(2, 3, 5, 7), with_dropout=True)
-    for other in (torch.full((2, 3, 5, 7), 0.6), -pattern, pattern - 0.1):
+    signed = pattern * torch.tensor([-1.0, 1, 1, 1, 1, 1, 1])
+    for other in (torch.full((2, 3, 5, 7), 0.6), -pattern, signed):
         assert not _has_probabilities(other, with_dropout=True)
 
 

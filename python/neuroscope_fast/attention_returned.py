@@ -98,14 +98,14 @@ def _has_four_axes(item: Any) -> bool:
 
 
 def _has_probabilities(item: torch.Tensor, with_dropout: bool) -> bool:
-    """Whether the rows are probabilities, or zeros where a query is padding. Position biases have four axes, too. Waits
-    for the device.
+    """Whether the rows of the last query are probabilities, or zeros where that is padding. Position biases have four
+    axes, too. Waits for the device.
     """
-    rows = item.to(torch.float32) if with_dropout else item[:, :, -1].to(torch.float32)
+    rows = item[:, :, -1].to(torch.float32)
     sums = rows.sum(-1)
-    if with_dropout:  # which may take nearly all of a row, or scale it up; all rows together add up to about one each
-        right = 0 < float(sums.mean()) <= _MOST_AFTER_DROPOUT
+    if with_dropout:  # which may take nearly all of a row, or scale it up
+        right = (sums > 0).any() & (sums.mean() <= _MOST_AFTER_DROPOUT)
     else:
         near = (sums - 1).abs() < 0.05
-        right = bool(near.any() & (near | (sums == 0)).all())
-    return right and bool((rows >= 0).all())
+        right = near.any() & (near | (sums == 0)).all()
+    return bool(right & (rows >= 0).all())
