@@ -122,7 +122,7 @@ def main() -> int:
         )
         for place, folder in places(options.folder):
             for kind, timed, missing, rounds in fields:
-                if timed is alone and folder == SHARED_MEMORY:
+                if timed is alone and folder != options.folder:
                     continue
                 with tempfile.TemporaryDirectory(dir=folder, prefix="nsf-generate-") as inside:
                     scene.folder = Path(inside)

@@ -203,12 +203,13 @@ class PassObserver:
         """Tell the session of a pass that begins within `passes`."""
         real = padding(given.mask, given.batch, given.length, offset)
         decode = offset != 0 and given.length == 1
+        is_outermost = all(outer.guessed for outer in passes)
         # An inner model may be given its mask in another form, or none.
         if offset == 0 and not given.guessed and given.length > 0 and (real or not passes):
             rows = [real[row * given.length : (row + 1) * given.length] for row in range(given.batch)] if real else []
             self._thread.first_real = [max(row.find(1), 0) for row in rows] or [0] * given.batch
-            self._note_padding(rows, is_outermost=all(outer.guessed for outer in passes))
-        if not given.guessed and all(outer.guessed for outer in passes):
+            self._note_padding(rows, is_outermost=is_outermost)
+        if not given.guessed and is_outermost:
             self._count(sum(real) if real else given.batch * given.length, decode)
         self._session.begin_step(
             decode=decode,

@@ -2,16 +2,14 @@
 // five to ten times as long, every few.
 #pragma once
 
-#include <cstdint>
-
 namespace nsf::testing_support {
 
 #if defined(__SANITIZE_THREAD__)
-inline constexpr std::uint64_t search_stride = 7;
+inline constexpr int search_stride = 7;
 #elif defined(__SANITIZE_ADDRESS__)
-inline constexpr std::uint64_t search_stride = 5;
+inline constexpr int search_stride = 5;
 #else
-inline constexpr std::uint64_t search_stride = 1;
+inline constexpr int search_stride = 1;
 #endif
 
 }  // namespace nsf::testing_support

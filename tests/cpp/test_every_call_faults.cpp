@@ -126,7 +126,7 @@ TEST_P(EveryCall, IsSaidAndLosesNothingAcknowledged) {
     int failed = 0;
     for (const bool at_close : {false, true}) {
         bool came = true;
-        for (int at = 1; came; at += static_cast<int>(search_stride)) {
+        for (int at = 1; came; at += search_stride) {
             SCOPED_TRACE("call " + std::to_string(at) + (at_close ? ", close" : ", shard"));
             std::string folder;
             std::optional<FailAt> fail;
@@ -159,7 +159,7 @@ TEST_P(EveryCall, IsSaidAndLosesNothingAcknowledged) {
     if (fault.name == "ShortWrites") {
         EXPECT_EQ(failed, 0);
     } else {
-        EXPECT_GT(failed, 30 / static_cast<int>(search_stride));
+        EXPECT_GT(failed, 30 / search_stride);
     }
 }
 
